@@ -1,0 +1,308 @@
+"""The data contract as code: one immutable base, small tables and deltas laid over it.
+
+Pixels are written once, by ``ingest``. What is decided later about a sample is a row in a table
+(``ledger.parquet``), what is made later is a delta (``images.npy`` + ``samples.parquet``). The
+training view is put together when it is read: base + ledger + any of the deltas.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stages.errors import WinnowError
+
+Split = Literal["train", "val", "test", "unlabeled"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test", "unlabeled")
+
+SAMPLE_COLUMNS = ["sample_id", "row", "split", "label", "source", "width", "height"]
+DELTA_COLUMNS = [*SAMPLE_COLUMNS, "parent_id", "method", "weight"]
+LEDGER_COLUMNS = [
+    "sample_id",
+    "split",
+    "given_label",
+    "label",
+    "action",
+    "weight",
+    "score",
+    "reason",
+    "decided_by",
+]
+TRUTH_COLUMNS = ["sample_id", "split", "true_label", "given_label", "removed"]
+
+INGESTED = Path("data/ingested")
+TRUTH = Path("data/truth.parquet")
+NOISE = Path("data/noise")
+CURATED = Path("data/curated")
+AUGMENTED = Path("data/augmented")
+SYNTHETIC = Path("data/synthetic")
+MODELS = Path("models")
+REPORTS = Path("reports")
+REVIEWS = Path("data/reviews.csv")
+FROZEN_SPLITS = Path("data/splits.csv")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and their table; the base where `classes` is the ingested one, else a delta.
+
+    Attributes
+    ----------
+    images : uint8 array, N×H×W×C, memory-mapped where it was read from disk
+    samples : one row an image, in the order of `images`; `SAMPLE_COLUMNS` or `DELTA_COLUMNS`
+    classes : class names in index order
+    """
+
+    images: NDArray[np.uint8]
+    samples: pd.DataFrame
+    classes: list[str]
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.samples):
+            raise ValueError(f"{len(self.images)} images but {len(self.samples)} rows in the table")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
+        _, height, width, channels = self.images.shape
+        return height, width, channels
+
+
+@dataclass(frozen=True)
+class View:
+    """What a model is trained or scored on: pixels in memory, integer labels, weights.
+
+    Attributes
+    ----------
+    images : uint8 array, N×H×W×C
+    labels : int64 array, N; indices into `classes`
+    weights : float32 array, N; ledger weight times delta weight
+    sample_ids : object array of str, N
+    classes : class names in index order
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    sample_ids: NDArray[np.object_]
+    classes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def class_counts(self) -> NDArray[np.int64]:
+        """Images of each class, in index order."""
+        return np.bincount(self.labels, minlength=len(self.classes)).astype(np.int64)
+
+
+def label_indices(labels: Sequence[str] | pd.Series, classes: list[str]) -> NDArray[np.int64]:
+    """Class names as indices; a name that is not in `classes` is a ValueError."""
+    index = pd.Index(classes).get_indexer(pd.Index(labels))
+    if (index < 0).any():
+        unknown = sorted({str(name) for name, i in zip(labels, index, strict=True) if i < 0})
+        raise ValueError(f"unknown class names: {', '.join(unknown[:5])}")
+    return index.astype(np.int64)
+
+
+def pixel_id(pixels: NDArray[np.uint8]) -> str:
+    """`sample_id` of an array source: 16 hex of SHA-256 over shape, dtype and pixels."""
+    digest = hashlib.sha256(f"{pixels.shape}{pixels.dtype}".encode())
+    digest.update(np.ascontiguousarray(pixels).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def bytes_id(encoded: bytes) -> str:
+    """`sample_id` of an encoded file: 16 hex of SHA-256 over its bytes."""
+    return hashlib.sha256(encoded).hexdigest()[:16]
+
+
+def derived_id(parent_id: str, method: str, counter: int) -> str:
+    """`sample_id` of a sample in a delta: 16 hex of SHA-256 over parent, method and counter."""
+    return hashlib.sha256(f"{parent_id}/{method}/{counter}".encode()).hexdigest()[:16]
+
+
+def sample_seed(seed: int, sample_id: str) -> int:
+    """A seed for one sample that depends on neither order nor process count (below 2**32)."""
+    digest = hashlib.sha256(f"{seed}/{sample_id}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def read_dataset(folder: Path) -> Dataset:
+    """Read the base, or a delta, from its folder; the images stay on disk, memory-mapped."""
+    images = read_array(folder / "images.npy", mapped=True)
+    samples = read_table(folder / "samples.parquet")
+    classes = json.loads(_existing(folder / "classes.json").read_text(encoding="utf-8"))
+    return Dataset(images, samples, classes)
+
+
+def read_array(path: Path, *, mapped: bool = False) -> NDArray[Any]:
+    """Read an array that a stage wrote; nothing is ever unpickled."""
+    array: NDArray[Any] = np.load(_existing(path), mmap_mode="r" if mapped else None, allow_pickle=False)
+    return array
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a Parquet table that a stage wrote."""
+    return pd.read_parquet(_existing(path))
+
+
+def read_ledger(folder: Path = CURATED) -> pd.DataFrame:
+    """The ledger: for every sample what was decided, by whom, and why."""
+    return read_table(folder / "ledger.parquet")
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise WinnowError(f"{path} is not there: run `dvc repro`, or `dvc checkout` for the last good run's")
+    return path
+
+
+# --- views -------------------------------------------------------------------------------------
+
+
+def split_view(base: Dataset, split: Split, ledger: pd.DataFrame | None = None) -> View:
+    """One split of the base, as ledger and reviewers left it.
+
+    Parameters
+    ----------
+    base : the ingested dataset
+    split : `train`, `val` or `test`
+    ledger : without one, the labels are as given and every weight is 1
+    """
+    table = base.samples[base.samples["split"] == split]
+    if ledger is None:
+        table = table.assign(weight=1.0)
+    else:
+        decisions = ledger.set_index("sample_id").loc[table["sample_id"], ["label", "weight", "action"]]
+        table = table.drop(columns="label").merge(decisions, left_on="sample_id", right_index=True)
+        table = table[(table["action"] != "drop").to_numpy()]
+    return View(
+        images=np.asarray(base.images[table["row"].to_numpy()]),
+        labels=label_indices(table["label"], base.classes),
+        weights=table["weight"].to_numpy(np.float32),
+        sample_ids=table["sample_id"].to_numpy(object),
+        classes=base.classes,
+    )
+
+
+def training_view(base: Dataset, ledger: pd.DataFrame | None = None, deltas: Sequence[Dataset] = ()) -> View:
+    """The training split of the base, decided by the ledger, with the deltas behind it.
+
+    A sample's weight is the product of what ledger and delta say; class weighting comes on top,
+    in the training loop.
+    """
+    views = [split_view(base, "train", ledger)]
+    for delta in deltas:
+        if delta.classes != base.classes:
+            raise ValueError("a delta was made for other classes than the base has")
+        views.append(
+            View(
+                images=np.asarray(delta.images),
+                labels=label_indices(delta.samples["label"], base.classes),
+                weights=delta.samples["weight"].to_numpy(np.float32),
+                sample_ids=delta.samples["sample_id"].to_numpy(object),
+                classes=base.classes,
+            )
+        )
+    return View(
+        images=np.concatenate([view.images for view in views]),
+        labels=np.concatenate([view.labels for view in views]),
+        weights=np.concatenate([view.weights for view in views]),
+        sample_ids=np.concatenate([view.sample_ids for view in views]),
+        classes=base.classes,
+    )
+
+
+def split_hash(base: Dataset, split: Split, ledger: pd.DataFrame | None = None) -> str:
+    """16 hex that name a split's samples and labels: models are compared only on equal ones."""
+    view = split_view(base, split, ledger)
+    names = np.asarray(view.classes, dtype=object)[view.labels]
+    rows = sorted(f"{sample_id} {name}" for sample_id, name in zip(view.sample_ids, names, strict=True))
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Write a folder beside, then rename: it is there whole or not at all.
+
+    Yields the folder to write into. On success it takes the place of `path`, on an error it is
+    removed and what stood at `path` stays.
+    """
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if path.exists():
+        shutil.rmtree(path)
+    partial.rename(path)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Write a file beside, then rename: it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_dataset(folder: Path, dataset: Dataset) -> None:
+    """Write a base or a delta into `folder` (one from `new_folder`)."""
+    np.save(folder / "images.npy", dataset.images, allow_pickle=False)
+    write_table(folder / "samples.parquet", dataset.samples)
+    write_json(folder / "classes.json", dataset.classes)
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a Parquet table without its index."""
+    table.reset_index(drop=True).to_parquet(path, index=False)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON as a person would want to read it; the same content gives the same bytes."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+
+
+def empty_delta(base: Dataset) -> Dataset:
+    """A delta with nothing in it, for `base`."""
+    samples = pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in _DELTA_DTYPES.items()})
+    return Dataset(np.zeros((0, *base.image_shape), np.uint8), samples, base.classes)
+
+
+_DELTA_DTYPES = {
+    "sample_id": "str",
+    "row": "int64",
+    "split": "str",
+    "label": "str",
+    "source": "str",
+    "width": "int64",
+    "height": "int64",
+    "parent_id": "str",
+    "method": "str",
+    "weight": "float64",
+}

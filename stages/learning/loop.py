@@ -1,0 +1,314 @@
+"""The one training loop: used by train, baseline, finetune and the folds of detect_noise.
+
+The dataset lies on the device as uint8; batches are gathered, moved about and normalised there.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from stages.dataset import View
+from stages.errors import WinnowError
+from stages.learning.models import Classifier
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+_PREDICT_BATCH = 512
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train; everything but model and data.
+
+    Attributes
+    ----------
+    epochs, steps_per_epoch : the budget is their product, whatever the size of the data
+    batch_size : images a step (at most as many as there are)
+    learning_rate : the peak; AdamW with one-cycle (Smith & Topin, arXiv 1708.07120)
+    backbone_lr_factor : of the backbone's rate against the head's; 0 freezes the backbone
+    weight_decay : decoupled (Loshchilov & Hutter, arXiv 1711.05101)
+    label_smoothing : share of the target spread over all classes
+    sampling : `shuffle`, or `balanced` for classes drawn equally often
+    shift : random translation by up to so many pixels, edges repeated
+    flip : random horizontal flips
+    precision : `auto` takes bf16 where the hardware computes in it
+    early_stopping : keep the weights of the best validation epoch (the budget stays)
+    """
+
+    epochs: int
+    steps_per_epoch: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float = 0.01
+    label_smoothing: float = 0.0
+    backbone_lr_factor: float = 1.0
+    sampling: Literal["shuffle", "balanced"] = "shuffle"
+    shift: int = 0
+    flip: bool = False
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    early_stopping: bool = False
+
+
+@dataclass
+class Fit:
+    """What training gave: the model, a row of figures an epoch, and the epoch that was kept."""
+
+    model: Classifier
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    device: str = "cpu"
+    precision: str = "fp32"
+
+
+def fit(
+    model: Classifier,
+    data: View,
+    recipe: Recipe,
+    *,
+    seed: int,
+    val: View | None = None,
+    device: Device = "auto",
+    description: str = "train",
+    on_epoch: Callable[[dict[str, float]], None] | None = None,
+) -> Fit:
+    """Train `model` in place on `data` and return it with its history.
+
+    Parameters
+    ----------
+    model : moved to the device, and left there
+    data : images, labels and the weight of each in the loss
+    recipe : see `Recipe`
+    seed : of the order of batches and of the random transforms
+    val : scored after each epoch; with `early_stopping` it picks the weights that are kept
+    description : stands before the progress bar; empty for no bar
+    on_epoch : called with each row of the history
+
+    Raises
+    ------
+    WinnowError
+        Where there is nothing to train on, or the loss is no longer a number.
+    """
+    if len(data) == 0:
+        raise WinnowError("there are no training images: every one was dropped or none was there")
+    target = choose_device(device)
+    autocast = _autocast(target, recipe.precision)
+    model.to(target).train()
+    images = torch.from_numpy(np.ascontiguousarray(data.images)).to(target)
+    labels = torch.from_numpy(data.labels).to(target)
+    weights = torch.from_numpy(data.weights / data.weights.mean()).to(target)
+    generator = torch.Generator().manual_seed(seed)
+    batches = _batches(data.labels, min(recipe.batch_size, len(data)), recipe.sampling, generator)
+    optimiser, schedule = _optimiser(model, recipe)
+    result = Fit(model, device=target.type, precision="bf16" if autocast.fast_dtype_enabled else "fp32")
+    best_score, best_state = -math.inf, None
+    progress = tqdm(range(1, recipe.epochs + 1), desc=description, unit="epoch", disable=not description)
+    for epoch in progress:
+        model.train()
+        if recipe.backbone_lr_factor == 0:
+            model.backbone.eval()  # a frozen backbone keeps its batch statistics too
+        total = torch.zeros((), device=target)
+        for _ in range(recipe.steps_per_epoch):
+            index = next(batches).to(target)
+            batch = _augment(images[index], recipe, generator)
+            with autocast.context():
+                loss = _loss(model(batch), labels[index], weights[index], recipe.label_smoothing)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            optimiser.step()
+            schedule.step()
+            total += loss.detach()
+        row = {"epoch": float(epoch), "train_loss": total.item() / recipe.steps_per_epoch}
+        if not math.isfinite(row["train_loss"]):
+            rate = schedule.get_last_lr()[-1]
+            raise WinnowError(
+                f"the loss is not a number after epoch {epoch} (learning rate {rate:.2g}): lower learning_rate"
+            )
+        if val is not None and len(val):
+            row |= _score(model, val, target)
+            if recipe.early_stopping and row["val_score"] > best_score:
+                best_score, best_state = row["val_score"], copy.deepcopy(model.state_dict())
+                result.best_epoch = epoch
+        result.history.append(row)
+        progress.set_postfix({name: f"{value:.3f}" for name, value in row.items() if name != "epoch"})
+        if on_epoch is not None:
+            on_epoch(row)
+    if best_state is not None:
+        model.load_state_dict(best_state)
+    else:
+        result.best_epoch = recipe.epochs
+    model.eval()
+    return result
+
+
+def steps_per_epoch(samples: int, batch_size: int) -> int:
+    """Steps of one pass over the ingested training split.
+
+    The ingested split, not the treated one: so a treatment that adds samples does not also buy
+    itself more optimiser steps than the baseline has.
+    """
+    return max(1, math.ceil(samples / batch_size))
+
+
+@torch.inference_mode()
+def predict(
+    model: Classifier, images: NDArray[np.uint8], device: Device = "auto"
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Class probabilities (N×K, rows sum to 1) and embeddings (N×D) of uint8 images N×H×W×C."""
+    target = choose_device(device)
+    model.to(target).eval()
+    probabilities, embeddings = [], []
+    for start in range(0, len(images), _PREDICT_BATCH):
+        batch = torch.from_numpy(np.array(images[start : start + _PREDICT_BATCH])).to(target)
+        features = model.embed(batch)
+        probabilities.append(model.head(features).softmax(1).float().cpu().numpy())
+        embeddings.append(features.float().cpu().numpy())
+    if not probabilities:
+        return np.zeros((0, len(model.spec.classes)), np.float32), np.zeros(
+            (0, model.head.in_features), np.float32
+        )
+    return np.concatenate(probabilities), np.concatenate(embeddings)
+
+
+def class_weighted(data: View, mode: Literal["none", "balanced", "sqrt"]) -> View:
+    """`data` with the weight of each class multiplied by 1/n (`balanced`) or 1/√n (`sqrt`).
+
+    n is the summed weight of the class, so that down-weighted samples count as what they weigh.
+    """
+    if mode == "none":
+        return data
+    mass = np.bincount(data.labels, weights=data.weights, minlength=len(data.classes))
+    factor = 1.0 / np.maximum(mass, 1e-8) ** (1.0 if mode == "balanced" else 0.5)
+    weights = data.weights * factor[data.labels]
+    return View(
+        images=data.images,
+        labels=data.labels,
+        weights=(weights / weights.mean()).astype(np.float32),
+        sample_ids=data.sample_ids,
+        classes=data.classes,
+    )
+
+
+def pixel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, on the 0 to 1 scale."""
+    pixels = images.reshape(-1, images.shape[-1]).astype(np.float64) / 255.0
+    std = np.maximum(pixels.std(0), 1.0 / 255.0)
+    return [round(float(x), 6) for x in pixels.mean(0)], [round(float(x), 6) for x in std]
+
+
+def choose_device(device: Device) -> torch.device:
+    """`auto` is CUDA, then MPS, then CPU; a device that is asked for and missing is an error."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if device == "auto":
+        return torch.device(next(name for name, there in available.items() if there))
+    if not available[device]:
+        raise WinnowError(f"device = {device!r}, but this machine has none: use auto or cpu")
+    return torch.device(device)
+
+
+@dataclass(frozen=True)
+class _Autocast:
+    device: str
+    fast_dtype_enabled: bool
+
+    def context(self) -> torch.autocast:
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.fast_dtype_enabled)
+
+
+def _autocast(device: torch.device, precision: str) -> _Autocast:
+    if precision != "auto":
+        return _Autocast(device.type, precision == "bf16")
+    if device.type == "cuda":
+        return _Autocast("cuda", torch.cuda.is_bf16_supported(including_emulation=False))
+    # On CPUs bf16 only pays where it is computed in, not emulated.
+    fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return _Autocast(device.type, fast)
+
+
+def _optimiser(
+    model: Classifier, recipe: Recipe
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW with its own rate for backbone and head; one cycle over the whole budget."""
+    parts: list[tuple[nn.Module, float]] = [(model.backbone, recipe.backbone_lr_factor), (model.head, 1.0)]
+    groups = []
+    for part, factor in parts:
+        for parameter in part.parameters():
+            parameter.requires_grad_(factor > 0)
+        if factor > 0:
+            groups.append({"params": list(part.parameters()), "lr": recipe.learning_rate * factor})
+    optimiser = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser,
+        max_lr=[group["lr"] for group in groups],
+        total_steps=recipe.epochs * recipe.steps_per_epoch + 1,
+        pct_start=0.2,
+    )
+    return optimiser, schedule
+
+
+def _batches(
+    labels: NDArray[np.int64], size: int, sampling: str, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Endless batches of indices: whole shuffles one after another, or classes drawn equally."""
+    if sampling == "balanced":
+        counts = np.bincount(labels)
+        chances = torch.from_numpy(1.0 / counts[labels])
+        while True:
+            yield torch.multinomial(chances, size, replacement=True, generator=generator)
+    pool = torch.empty(0, dtype=torch.int64)
+    while True:
+        while len(pool) < size:
+            pool = torch.cat([pool, torch.randperm(len(labels), generator=generator)])
+        yield pool[:size]
+        pool = pool[size:]
+
+
+def _augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Random translation and flip of a whole batch on its device, uint8 N×H×W×C."""
+    count, height, width, _ = images.shape
+    if recipe.shift:
+        offsets = torch.randint(-recipe.shift, recipe.shift + 1, (2, count, 1), generator=generator)
+        offsets = offsets.to(images.device)
+        rows = (torch.arange(height, device=images.device) + offsets[0]).clamp(0, height - 1)
+        columns = (torch.arange(width, device=images.device) + offsets[1]).clamp(0, width - 1)
+        which = torch.arange(count, device=images.device)[:, None, None]
+        images = images[which, rows[:, :, None], columns[:, None, :]]
+    if recipe.flip:
+        flipped = torch.rand(count, generator=generator).to(images.device) < 0.5
+        images = torch.where(flipped[:, None, None, None], images.flip(2), images)
+    return images
+
+
+def _loss(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float) -> Tensor:
+    losses = functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="none")
+    return (losses * weights).mean()
+
+
+@torch.inference_mode()
+def _score(model: Classifier, val: View, device: torch.device) -> dict[str, float]:
+    """Validation figures of an epoch; `val_score` is what early stopping maximises."""
+    probabilities, _ = predict(model, val.images, device.type)  # type: ignore[arg-type]
+    given = probabilities[np.arange(len(val)), val.labels]
+    hits = probabilities.argmax(1) == val.labels
+    loss = float(-np.log(np.maximum(given, 1e-12)).mean())
+    return {"val_loss": loss, "val_accuracy": float(hits.mean()), "val_score": -loss}
+
+
+def history_rows(results: Sequence[Fit]) -> list[dict[str, float]]:
+    """The epochs of several fits one after another, numbered through."""
+    rows = [row for result in results for row in result.history]
+    return [{**row, "epoch": float(number)} for number, row in enumerate(rows, start=1)]

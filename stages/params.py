@@ -1,0 +1,267 @@
+"""The schema of ``params.yaml``: every choice a user makes, checked before anything runs.
+
+There are deliberately no defaults here. This module is no dependency of any stage in ``dvc.yaml``
+(a clearer message must not retrain a model), so it may not hold a value that changes a result:
+all of them stand in ``params.yaml``, where DVC sees them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stages.errors import WinnowError
+
+PARAMS_FILE = Path("params.yaml")
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Target = Literal["majority", "median"] | Count
+Architecture = Literal["small_cnn", "resnet18", "resnet34", "resnet50"]
+
+
+class Section(BaseModel):
+    """A section of ``params.yaml``: no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Ingest(Section):
+    """Where the images come from, the shape they are brought to, and how they are split."""
+
+    source: Annotated[str, Field(min_length=1)]
+    image_size: Annotated[int, Field(ge=8, le=1024, multiple_of=8)]
+    color: Literal["grey", "rgb"]
+    val_share: Share
+    test_share: Annotated[float, Field(gt=0.0, lt=1.0)]
+
+    @model_validator(mode="after")
+    def _leave_some_for_training(self) -> Self:
+        if self.val_share + self.test_share >= 1.0:
+            raise ValueError("val_share + test_share must be less than 1: nothing is left to train on")
+        return self
+
+
+class Simulate(Section):
+    """Known problems planted in training and validation, so that the pipeline can be scored."""
+
+    enabled: bool
+    seed: Seed
+    label_noise: Annotated[float, Field(ge=0.0, le=0.9)]
+    imbalance: Annotated[float, Field(ge=1.0)]
+    max_per_class: Count | None
+
+
+class DetectNoise(Section):
+    """Cross-validated probabilities, and the rules that turn them into issues."""
+
+    model: Architecture
+    folds: Annotated[int, Field(ge=2, le=50)]
+    repeats: Annotated[int, Field(ge=1, le=50)]
+    epochs: Count
+    batch_size: Count
+    learning_rate: Positive
+    rule: Literal[
+        "auto",
+        "margin",
+        "prune_by_class",
+        "prune_by_noise_rate",
+        "both",
+        "confident_learning",
+        "predicted_neq_given",
+        "low_normalized_margin",
+        "low_self_confidence",
+    ]
+    neighbors: Annotated[int, Field(ge=1, le=100)]
+
+
+class Curate(Section):
+    """What is done about each kind of issue in the training split."""
+
+    label_errors: Literal["relabel", "drop", "reweight", "keep"]
+    relabel_confidence: Probability
+    outliers: Literal["drop", "reweight", "keep"]
+    near_duplicates: Literal["drop", "reweight", "keep"]
+    reweight_to: Annotated[float, Field(gt=0.0, lt=1.0)]
+    min_per_class: Annotated[int, Field(ge=0)]
+
+
+class Transform(Section):
+    """One albumentations transform, by its own name and with its own arguments."""
+
+    name: Annotated[str, Field(min_length=1)]
+    args: dict[str, Any]
+
+
+class Augment(Section):
+    """Transformed copies for the rare classes."""
+
+    policy: list[Transform]
+    target: Target
+    max_factor: Annotated[float, Field(ge=0.0)]
+    weight: Positive
+
+
+class Gan(Section):
+    """The class-conditional GAN."""
+
+    steps: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    latent_dim: Count
+    width: Annotated[int, Field(ge=8, multiple_of=8)]
+    learning_rate: Positive
+
+
+class Gate(Section):
+    """What a generated image has to pass before it may be trained on."""
+
+    min_agreement: Probability
+    min_accepted: Probability
+    copy_quantile: Probability
+
+
+class Synthesize(Section):
+    """Synthetic over-sampling of the rare classes."""
+
+    method: Literal["gan", "smote", "random", "none"]
+    target: Target
+    max_factor: Annotated[float, Field(ge=0.0)]
+    weight: Positive
+    min_real_per_class: Annotated[int, Field(ge=2)]
+    gan: Gan
+    gate: Gate
+
+
+class Train(Section):
+    """The training loop; ``baseline`` uses the same section on the untreated split."""
+
+    model: Architecture
+    epochs: Count
+    batch_size: Count
+    learning_rate: Positive
+    weight_decay: Annotated[float, Field(ge=0.0)]
+    label_smoothing: Share
+    class_weighting: Literal["none", "balanced", "sqrt"]
+    shift: Annotated[int, Field(ge=0)]
+    flip: bool
+    precision: Literal["auto", "fp32", "bf16"]
+    early_stopping: bool
+    use_augmented: bool
+    use_synthetic: bool
+
+
+class Finetune(Section):
+    """Transfer to real curated data with balanced classes."""
+
+    backbone: Annotated[str, Field(min_length=1)]
+    architecture: Architecture | None
+    pretrained: Annotated[str, Field(min_length=1)] | None
+    head_epochs: Annotated[int, Field(ge=0)]
+    epochs: Annotated[int, Field(ge=0)]
+    learning_rate: Positive
+    backbone_lr_factor: Annotated[float, Field(ge=0.0, le=1.0)]
+
+    @model_validator(mode="after")
+    def _train_at_all(self) -> Self:
+        if self.head_epochs + self.epochs == 0:
+            raise ValueError("head_epochs + epochs must be at least 1")
+        return self
+
+
+class Evaluate(Section):
+    """How the test split is scored."""
+
+    bootstrap: Annotated[int, Field(ge=100)]
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)]
+    calibration_bins: Annotated[int, Field(ge=2)]
+
+
+class Params(Section):
+    """The whole of ``params.yaml``."""
+
+    seed: Seed
+    threads: Annotated[int, Field(ge=1, le=1024)]
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    ingest: Ingest
+    simulate: Simulate
+    detect_noise: DetectNoise
+    curate: Curate
+    augment: Augment
+    synthesize: Synthesize
+    train: Train
+    finetune: Finetune
+    evaluate: Evaluate
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Read and validate ``params.yaml``.
+
+    Raises
+    ------
+    WinnowError
+        In one line: the file, each wrong key with its value, and what is allowed there.
+    """
+    if not path.is_file():
+        raise WinnowError(f"{path} is not here ({Path.cwd()}): run from the root of the repository")
+    try:
+        # DVC reads the file with the same parser; PyYAML would take 1e-3 for a string.
+        raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError) as error:
+        detail = " ".join(str(error).split())
+        raise WinnowError(f"{path} is not valid YAML: {detail}") from error
+    return parse_params(raw, str(path))
+
+
+def parse_params(raw: object, where: str = str(PARAMS_FILE)) -> Params:
+    """Validate the contents of ``params.yaml`` (a mapping as YAML gives it)."""
+    if not isinstance(raw, Mapping):
+        raise WinnowError(f"{where} must hold a mapping of sections, not {type(raw).__name__}")
+    try:
+        return Params.model_validate(dict(raw))
+    except ValidationError as error:
+        problems = "; ".join(dict.fromkeys(_describe(item) for item in error.errors()))
+        raise WinnowError(f"{where}: {problems}") from None
+
+
+def _describe(error: Any) -> str:
+    """One pydantic error as ``key = value: what is allowed``."""
+    # A union adds the name of its member to the location: only what stands in the file is a key.
+    location = [str(part) for part in error["loc"] if not _is_union_tag(str(part))]
+    key = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_suggestion(location)}"
+    if error["type"] == "missing":
+        return f"{key}: missing; every key must be given"
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if isinstance(error["input"], Mapping):
+        return f"{key}: {message}"
+    return f"{key} = {error['input']!r}: {message}"
+
+
+def _is_union_tag(part: str) -> bool:
+    return part.startswith(("literal[", "constrained-", "function-")) or part in ("int", "str", "float")
+
+
+def _suggestion(location: list[str]) -> str:
+    """The keys that are allowed beside the unknown one, the likeliest first."""
+    model: type[BaseModel] = Params
+    for part in location[:-1]:
+        if part.isdigit():
+            model = Transform
+            continue
+        annotation = model.model_fields[part].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    allowed = sorted(model.model_fields)
+    close = difflib.get_close_matches(location[-1], allowed, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{hint} Allowed here: {', '.join(allowed)}" if hint else f"; allowed here: {', '.join(allowed)}"

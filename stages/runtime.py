@@ -1,0 +1,146 @@
+"""How a stage behaves as a process: arguments, errors, seeds, one writer, no orphan.
+
+``@stage`` turns the thin function of a stage into its ``main``: the whole of ``params.yaml`` is
+validated first; a `WinnowError` ends in one line and exit status 2; a second run of the same stage
+in this workspace waits for the first; and the process ends when DVC does, so that the next
+``dvc repro`` is never the second writer of an output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import functools
+import inspect
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from stages.errors import WinnowError
+from stages.params import Params, load_params
+from stages.tracking import StageRun, stage_run
+
+LOCKS = Path(".winnow/locks")
+_SHELLS = {"sh", "bash", "dash", "zsh", "fish", "ksh"}
+_REAPERS = {"init", "systemd", "launchd", "tini", "docker-init", "dumb-init"}
+_WATCH_SECONDS = 0.5
+
+StageFunction = Callable[[Params, StageRun, argparse.Namespace], None]
+AddArguments = Callable[[argparse.ArgumentParser], None]
+
+
+def stage(name: str, arguments: AddArguments | None = None) -> Callable[[StageFunction], Callable[..., None]]:
+    """Make a stage's function its ``main(argv=None)``.
+
+    Parameters
+    ----------
+    name : the stage's module name
+    arguments : adds the stage's own command line arguments, for those that have any
+    """
+
+    def decorate(function: StageFunction) -> Callable[..., None]:
+        @functools.wraps(function)
+        def main(argv: list[str] | None = None) -> None:
+            parser = argparse.ArgumentParser(
+                prog=f"python -m stages.{name}",
+                description=inspect.getdoc(function),
+                epilog="What it does is decided in params.yaml; `dvc repro` runs it when needed.",
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
+            if arguments is not None:
+                arguments(parser)
+            options = parser.parse_args(argv)
+            # baseline is the module of train under another name
+            stage_name = getattr(options, "stage_name", name)
+            with clean_exit(stage_name):
+                end_with_parent()
+                params = load_params()
+                _prepare(params)
+                with only_writer(stage_name), stage_run(stage_name, params) as run:
+                    function(params, run, options)
+
+        return main
+
+    return decorate
+
+
+@contextlib.contextmanager
+def clean_exit(name: str) -> Iterator[None]:
+    """Print a `WinnowError` as one line and exit with status 2; leave bugs their traceback."""
+    try:
+        yield
+    except WinnowError as error:
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _prepare(params: Params) -> None:
+    """Set the thread count that results are reproducible under, also for what is imported later."""
+    from threadpoolctl import threadpool_limits
+
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[variable] = str(params.threads)
+    threadpool_limits(params.threads)
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(params.threads)
+
+
+@contextlib.contextmanager
+def only_writer(name: str) -> Iterator[None]:
+    """Hold the stage's lock in this workspace; wait, and say so, while another run has it.
+
+    The operating system frees the lock when the process ends, however it ends.
+    """
+    from filelock import FileLock, Timeout
+
+    LOCKS.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(LOCKS / f"{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{name}: another run of this stage is under way here; waiting for it", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def end_with_parent() -> None:
+    """End this process when the one that ordered it (DVC, a shell, a flow) ends.
+
+    DVC killed by SIGKILL cannot stop its stage; the orphan would go on writing while the next
+    ``dvc repro`` starts another. On Linux the kernel sends the signal; where a shell stands in
+    between, and on other systems, a thread watches the ancestor.
+    """
+    if "DVC_ROOT" not in os.environ:
+        return
+    import psutil
+
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    ancestor = psutil.Process().parent()
+    while ancestor is not None and ancestor.name() in _SHELLS:
+        ancestor = ancestor.parent()
+    if ancestor is None:
+        return
+    if ancestor.name() in _REAPERS and "dvc" not in " ".join(ancestor.cmdline()):
+        os._exit(137)  # DVC had gone before we could ask: only an orphan is this one's child
+
+    def watch() -> None:
+        while ancestor.is_running() and ancestor.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(_WATCH_SECONDS)
+        os._exit(137)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
