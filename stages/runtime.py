@@ -34,13 +34,18 @@ StageFunction = Callable[[Params, StageRun, argparse.Namespace], None]
 AddArguments = Callable[[argparse.ArgumentParser], None]
 
 
-def stage(name: str, arguments: AddArguments | None = None) -> Callable[[StageFunction], Callable[..., None]]:
+def stage(
+    name: str,
+    arguments: AddArguments | None = None,
+    named: Callable[[argparse.Namespace], str] | None = None,
+) -> Callable[[StageFunction], Callable[..., None]]:
     """Make a stage's function its ``main(argv=None)``.
 
     Parameters
     ----------
     name : the stage's module name
     arguments : adds the stage's own command line arguments, for those that have any
+    named : the stage's name in dvc.yaml by its arguments, where a module serves more than one
     """
 
     def decorate(function: StageFunction) -> Callable[..., None]:
@@ -55,8 +60,7 @@ def stage(name: str, arguments: AddArguments | None = None) -> Callable[[StageFu
             if arguments is not None:
                 arguments(parser)
             options = parser.parse_args(argv)
-            # baseline is the module of train under another name
-            stage_name = getattr(options, "stage_name", name)
+            stage_name = named(options) if named is not None else name
             with clean_exit(stage_name):
                 end_with_parent()
                 params = load_params()

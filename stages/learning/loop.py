@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from stages.learning.models import Classifier
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 _PREDICT_BATCH = 512
+_WARM_UP = 0.2  # share of the budget
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def fit(
         if not math.isfinite(row["train_loss"]):
             rate = schedule.get_last_lr()[-1]
             raise WinnowError(
-                f"the loss is not a number after epoch {epoch} (learning rate {rate:.2g}): lower learning_rate"
+                f"the loss is not a number after epoch {epoch} (learning rate {rate:.2g}): lower it"
             )
         if val is not None and len(val):
             row |= _score(model, val, target)
@@ -244,20 +245,27 @@ def _optimiser(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """AdamW with its own rate for backbone and head; one cycle over the whole budget."""
     parts: list[tuple[nn.Module, float]] = [(model.backbone, recipe.backbone_lr_factor), (model.head, 1.0)]
-    groups = []
+    groups: list[dict[str, Any]] = []
     for part, factor in parts:
         for parameter in part.parameters():
             parameter.requires_grad_(factor > 0)
         if factor > 0:
             groups.append({"params": list(part.parameters()), "lr": recipe.learning_rate * factor})
     optimiser = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser,
-        max_lr=[group["lr"] for group in groups],
-        total_steps=recipe.epochs * recipe.steps_per_epoch + 1,
-        pct_start=0.2,
-    )
+    total = recipe.epochs * recipe.steps_per_epoch
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _one_cycle(step, total))
     return optimiser, schedule
+
+
+def _one_cycle(step: int, total: int) -> float:
+    """Share of the peak rate: from a tenth up over the first fifth, then down along a cosine.
+
+    torch's own OneCycleLR divides by zero for some budgets of a few steps.
+    """
+    peak = max(1.0, _WARM_UP * total)
+    if step < peak:
+        return 0.1 + 0.9 * step / peak
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - peak) / max(1.0, total - peak))))
 
 
 def _batches(

@@ -1,0 +1,63 @@
+# Plain `make` lists the targets.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# The stages' commands say `python`: it has to be this environment's.
+export PATH := $(abspath $(BIN)):$(PATH)
+# No usage data, no look-ups of newer versions: a run talks to nobody.
+export DO_NOT_TRACK := 1
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export NO_ALBUMENTATIONS_UPDATE := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+MLFLOW_PORT ?= 5000
+PREFECT_PORT ?= 4200
+
+.PHONY: help install demo flow ui review lint test test-slow bench clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(INSTALLED) ## Make the virtual environment (.venv) with pinned versions
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Winnow needs Python 3.11 or newer, not " + sys.version.split()[0] + ": try make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install ## Run the whole pipeline on the built-in digits and show what it bought
+	dvc repro
+	@python -m stages.reporting.summary
+
+flow: install ## The same graph through Prefect
+	python -m flows.pipeline
+
+ui: install ## Start MLflow and Prefect on this machine and say where they are
+	@python -m flows.ui --mlflow-port $(MLFLOW_PORT) --prefect-port $(PREFECT_PORT)
+
+review: install ## Review suspected label errors in the browser; decisions go to data/reviews.csv
+	@python -m stages.review
+
+lint: install ## ruff (lint and format) and mypy
+	ruff check .
+	ruff format --check .
+	mypy
+
+test: lint ## ruff, mypy and the tests, slow ones left out
+	python -m pytest -m 'not slow'
+
+test-slow: install ## The tests that take minutes
+	python -m pytest -m slow
+
+bench: install ## The measurements of benchmarks/
+	python -m benchmarks.demo_seeds
+
+clean: ## Remove what the stages wrote (DVC's cache and MLflow's records stay)
+	rm -rf models reports data/ingested data/noise data/curated data/augmented data/synthetic data/truth.parquet

@@ -1,0 +1,144 @@
+"""From issues and reviews to the ledger: for every sample what is done, by whom, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from stages.dataset import LEDGER_COLUMNS
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is done about each kind of issue; the fields are those of `curate` in params.yaml."""
+
+    label_errors: Literal["relabel", "drop", "reweight", "keep"]
+    relabel_confidence: float
+    outliers: Literal["drop", "reweight", "keep"]
+    near_duplicates: Literal["drop", "reweight", "keep"]
+    reweight_to: float
+    min_per_class: int
+
+
+def build_ledger(
+    samples: pd.DataFrame, issues: pd.DataFrame, policy: Policy, reviews: pd.DataFrame
+) -> tuple[pd.DataFrame, int]:
+    """Decide about every sample.
+
+    The policy acts on the training split alone: suspects elsewhere are kept, with a reason that
+    asks for review. A reviewer's decision outranks it, in any split.
+
+    Parameters
+    ----------
+    samples : `SAMPLE_COLUMNS`
+    issues : one row a sample, as `noise.issues` makes them
+    reviews : as `review.reviews.read_reviews` gives them; at most one row a sample
+
+    Returns
+    -------
+    The ledger (`LEDGER_COLUMNS`, in the order of `samples`) and the number of reviews whose sample
+    is not there.
+    """
+    table = samples[["sample_id", "split", "label"]].merge(
+        issues.drop(columns=["split", "given_label"]), on="sample_id", how="left", validate="1:1"
+    )
+    ledger = pd.DataFrame(
+        {
+            "sample_id": table["sample_id"],
+            "split": table["split"],
+            "given_label": table["label"],
+            "label": table["label"],
+            "action": "keep",
+            "weight": 1.0,
+            "score": table["label_score"].astype(float),
+            "reason": "",
+            "decided_by": "policy",
+        }
+    )
+    training = table["split"] == "train"
+    _apply_near_duplicates(ledger, table, training, policy)
+    _apply(ledger, training & table["is_outlier_issue"], policy.outliers, "outlier", policy)
+    _apply_label_errors(ledger, table, training, policy)
+    _keep_at_least(ledger, policy.min_per_class)
+    unknown = _apply_reviews(ledger, reviews)
+    return ledger[LEDGER_COLUMNS], unknown
+
+
+def _apply(ledger: pd.DataFrame, where: pd.Series, action: str, reason: str, policy: Policy) -> None:
+    """Write an action and its reason; later calls outrank earlier ones."""
+    if action == "keep":
+        ledger.loc[where & (ledger["reason"] == ""), "reason"] = f"{reason}: kept by policy"
+        return
+    weight = {"drop": 0.0, "reweight": policy.reweight_to, "relabel": 1.0}[action]
+    ledger.loc[where, ["action", "weight", "reason"]] = [action, weight, reason]
+
+
+def _apply_near_duplicates(
+    ledger: pd.DataFrame, table: pd.DataFrame, training: pd.Series, policy: Policy
+) -> None:
+    """Of each set of near-duplicates the best-labelled stays as it is."""
+    flagged = training & table["is_near_duplicate_issue"]
+    ranked = table[flagged].sort_values(["label_score", "sample_id"], ascending=[False, True])
+    best = ranked.drop_duplicates("near_duplicate_set").index
+    _apply(ledger, flagged & ~table.index.isin(best), policy.near_duplicates, "near_duplicate", policy)
+
+
+def _apply_label_errors(
+    ledger: pd.DataFrame, table: pd.DataFrame, training: pd.Series, policy: Policy
+) -> None:
+    wrong = table["is_label_issue"]
+    _apply(ledger, wrong & ~training, "keep", "label_error: outside training, for review", policy)
+    wrong = wrong & training
+    if policy.label_errors != "relabel":
+        _apply(ledger, wrong, policy.label_errors, "label_error", policy)
+        return
+    sure = table["suggested_score"] >= policy.relabel_confidence
+    _apply(ledger, wrong & ~sure, "drop", "label_error: no label is sure enough", policy)
+    _apply(ledger, wrong & sure, "relabel", "label_error", policy)
+    ledger.loc[wrong & sure, "label"] = table.loc[wrong & sure, "suggested_label"]
+
+
+def _keep_at_least(ledger: pd.DataFrame, least: int) -> None:
+    """Take back drops, the best-scored first, until no class has fewer than `least` for them.
+
+    A class that had fewer to begin with keeps what it had.
+    """
+    training = ledger["split"] == "train"
+    for name in ledger.loc[training, "given_label"].dropna().unique():
+        kept = (training & (ledger["label"] == name) & (ledger["action"] != "drop")).sum()
+        dropped = ledger[training & (ledger["given_label"] == name) & (ledger["action"] == "drop")]
+        back = dropped.sort_values(["score", "sample_id"], ascending=[False, True])
+        index = back.index[: max(0, least - int(kept))]
+        ledger.loc[index, "reason"] = ledger.loc[index, "reason"] + ", but the class needs it"
+        ledger.loc[index, ["action", "weight"]] = ["keep", 1.0]
+
+
+def _apply_reviews(ledger: pd.DataFrame, reviews: pd.DataFrame) -> int:
+    """Write the reviewers' decisions over the policy's; the number of unknown samples."""
+    position = pd.Index(ledger["sample_id"]).get_indexer(pd.Index(reviews["sample_id"]))
+    for at, review in zip(position, reviews.itertuples(index=False), strict=True):
+        if at < 0:
+            continue
+        row = ledger.index[at]
+        given = ledger.loc[row, "given_label"]
+        label = review.label if review.decision == "relabel" else given
+        weight = 0.0 if review.decision == "drop" else 1.0
+        ledger.loc[row, ["label", "action", "weight"]] = [label, review.decision, weight]
+        ledger.loc[row, ["reason", "decided_by"]] = [review.note or "reviewed", "reviewer"]
+    return int((position < 0).sum())
+
+
+def changes_by_class(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Counts of the training split: a row a given class, a column an action, and what it has now."""
+    training = ledger[ledger["split"] == "train"]
+    counts = pd.crosstab(training["given_label"], training["action"])
+    counts = counts.reindex(columns=["keep", "relabel", "reweight", "drop"], fill_value=0)
+    now = training.loc[training["action"] != "drop", "label"].value_counts()
+    counts.insert(0, "given", counts.sum(axis=1))
+    counts["curated"] = now.reindex(counts.index, fill_value=0).astype(np.int64)
+    counts.index.name = "class"
+    counts.columns.name = None
+    return counts.reset_index()

@@ -1,0 +1,131 @@
+"""Stages `train` and `baseline`: the same training on the treated and on the untreated split."""
+
+from __future__ import annotations
+
+import argparse
+
+import pandas as pd
+
+from stages.dataset import (
+    AUGMENTED,
+    INGESTED,
+    MODELS,
+    REPORTS,
+    Dataset,
+    View,
+    new_folder,
+    read_dataset,
+    read_ledger,
+    split_view,
+    training_view,
+    write_json,
+)
+from stages.dataset import SYNTHETIC as SYNTHETIC_DELTA
+from stages.learning.loop import Device, Fit, Recipe, class_weighted, fit, pixel_statistics, steps_per_epoch
+from stages.learning.models import ModelSpec, build_model
+from stages.learning.store import save_model
+from stages.params import Params
+from stages.params import Train as TrainParams
+from stages.runtime import stage
+from stages.tracking import StageRun
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--view",
+        choices=("treated", "raw"),
+        default="treated",
+        help="raw: the untreated training split, without class weights, with as many steps as train and "
+        "finetune together; writes models/baseline (default: treated, which writes models/train)",
+    )
+
+
+@stage("train", _arguments, named=lambda options: "baseline" if options.view == "raw" else "train")
+def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
+    """Train a classifier on the training view: base, ledger and deltas.
+
+    Reads data/ingested, data/curated, data/augmented and data/synthetic; writes models/train and
+    reports/train. With --view raw it reads data/ingested alone and writes models/baseline.
+    """
+    base = read_dataset(INGESTED)
+    epochs = params.train.epochs
+    if options.view == "raw":
+        name, data, val = "baseline", split_view(base, "train"), split_view(base, "val")
+        # As many steps as the treated model gets altogether: treatments may not win by longer training.
+        epochs += params.finetune.head_epochs + params.finetune.epochs
+    else:
+        ledger = read_ledger()
+        name, val = "train", split_view(base, "val", ledger)
+        data = class_weighted(_treated(base, ledger, params.train), params.train.class_weighting)
+    result = train(
+        data, val, base, params.train, epochs=epochs, seed=params.seed, device=params.device, name=name
+    )
+    summary = {
+        "images": len(data),
+        "images_by_class": dict(zip(base.classes, data.class_counts.tolist(), strict=True)),
+        "epochs": epochs,
+        "steps": epochs * _epoch(base, params.train),
+        "kept_epoch": result.best_epoch,
+        "precision": result.precision,
+        "device": result.device,
+    }
+    with new_folder(MODELS / name) as folder:
+        save_model(folder, result.model)
+    with new_folder(REPORTS / name) as folder:
+        pd.DataFrame(result.history).to_csv(folder / "history.csv", index=False, float_format="%.6g")
+        write_json(folder / "summary.json", summary)
+    run.log_history(result.history)
+    run.log_metrics({"kept_epoch": result.best_epoch, "images": len(data)})
+    run.log_artifacts(REPORTS / name)
+    run.log_model(MODELS / name, base.images[:2])
+    print(
+        f"{name}: {len(data)} images, {summary['steps']} steps on {result.device} in {result.precision}; "
+        f"kept epoch {result.best_epoch} of {epochs}"
+    )
+
+
+def train(
+    data: View,
+    val: View,
+    base: Dataset,
+    choices: TrainParams,
+    *,
+    epochs: int,
+    seed: int,
+    device: Device,
+    name: str,
+) -> Fit:
+    """Train a fresh model on `data`, with `val` choosing the epoch that is kept."""
+    mean, std = pixel_statistics(data.images)
+    spec = ModelSpec(choices.model, base.classes, base.image_shape, mean, std)
+    recipe = Recipe(
+        epochs=epochs,
+        steps_per_epoch=_epoch(base, choices),
+        batch_size=choices.batch_size,
+        learning_rate=choices.learning_rate,
+        weight_decay=choices.weight_decay,
+        label_smoothing=choices.label_smoothing,
+        shift=choices.shift,
+        flip=choices.flip,
+        precision=choices.precision,
+        early_stopping=choices.early_stopping,
+    )
+    model = build_model(spec, seed=seed)
+    return fit(model, data, recipe, seed=seed, val=val, device=device, description=name)
+
+
+def _treated(base: Dataset, ledger: pd.DataFrame, choices: TrainParams) -> View:
+    deltas = []
+    if choices.use_augmented:
+        deltas.append(read_dataset(AUGMENTED))
+    if choices.use_synthetic:
+        deltas.append(read_dataset(SYNTHETIC_DELTA))
+    return training_view(base, ledger, deltas)
+
+
+def _epoch(base: Dataset, choices: TrainParams) -> int:
+    return steps_per_epoch(int((base.samples["split"] == "train").sum()), choices.batch_size)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+import numpy as np
+import pytest
+import torch
+
+from stages.dataset import Dataset, View, split_view
+from stages.errors import WinnowError
+from stages.learning.loop import (
+    Recipe,
+    _augment,
+    class_weighted,
+    fit,
+    pixel_statistics,
+    predict,
+    steps_per_epoch,
+)
+from stages.learning.models import Classifier, ModelSpec, build_model
+
+RECIPE = Recipe(epochs=6, steps_per_epoch=4, batch_size=16, learning_rate=5e-3)
+
+
+def spec_for(view: View, architecture: str = "small_cnn") -> ModelSpec:
+    mean, std = pixel_statistics(view.images)
+    return ModelSpec(architecture, view.classes, view.images.shape[1:], mean, std)
+
+
+def weights_of(model: Classifier) -> torch.Tensor:
+    return torch.cat([p.detach().flatten().float() for p in model.state_dict().values()])
+
+
+def test_it_learns_what_can_be_learned(tiny_dataset: Dataset):
+    train, test = split_view(tiny_dataset, "train"), split_view(tiny_dataset, "test")
+    result = fit(build_model(spec_for(train), seed=0), train, RECIPE, seed=0, description="")
+    probabilities, embeddings = predict(result.model, test.images)
+    assert (probabilities.argmax(1) == test.labels).mean() > 0.9
+    assert embeddings.shape == (len(test), 128)
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+    assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny_dataset: Dataset, precision: str):
+    train = split_view(tiny_dataset, "train")
+    recipe = Recipe(2, 3, 16, 5e-3, shift=1, flip=True, precision=precision)
+
+    def trained(seed: int) -> torch.Tensor:
+        return weights_of(
+            fit(build_model(spec_for(train), seed=seed), train, recipe, seed=seed, description="").model
+        )
+
+    assert torch.equal(trained(3), trained(3))
+    assert not torch.equal(trained(3), trained(4))
+
+
+def test_samples_of_weight_zero_teach_nothing(tiny_dataset: Dataset):
+    train = split_view(tiny_dataset, "train")
+    wrong = train.labels.copy()
+    wrong[:15] = (wrong[:15] + 1) % 3
+    weights = np.ones(len(train), np.float32)
+    weights[:15] = 0
+    poisoned = View(train.images, wrong, weights, train.sample_ids, train.classes)
+    result = fit(build_model(spec_for(train), seed=0), poisoned, RECIPE, seed=0, description="")
+    probabilities, _ = predict(result.model, train.images[:15])
+    assert (probabilities.argmax(1) == train.labels[:15]).mean() > 0.8
+
+
+def test_early_stopping_keeps_the_best_epoch_and_spends_the_whole_budget(tiny_dataset: Dataset):
+    train, val = split_view(tiny_dataset, "train"), split_view(tiny_dataset, "val")
+    recipe = Recipe(5, 3, 16, 0.02, early_stopping=True)
+    result = fit(build_model(spec_for(train), seed=0), train, recipe, seed=0, val=val, description="")
+    losses = [row["val_loss"] for row in result.history]
+    assert len(losses) == 5
+    assert result.best_epoch == int(np.argmin(losses)) + 1
+    probabilities, _ = predict(result.model, val.images)
+    kept = -np.log(probabilities[np.arange(len(val)), val.labels]).mean()
+    assert kept == pytest.approx(min(losses), rel=1e-3)
+
+
+def test_a_frozen_backbone_stays_as_it_is_and_the_head_moves(tiny_dataset: Dataset):
+    train = split_view(tiny_dataset, "train")
+    model = build_model(spec_for(train), seed=0)
+    backbone = {k: v.clone() for k, v in model.backbone.state_dict().items()}
+    head = model.head.weight.detach().clone()
+    fit(model, train, Recipe(2, 3, 16, 5e-3, backbone_lr_factor=0.0), seed=0, description="")
+    assert all(torch.equal(value, backbone[key]) for key, value in model.backbone.state_dict().items())
+    assert not torch.equal(model.head.weight, head)
+
+
+def test_balanced_sampling_draws_rare_classes_as_often(tiny_dataset: Dataset):
+    from stages.learning.loop import _batches
+
+    labels = np.repeat([0, 1], [95, 5])
+    batches = _batches(labels, 50, "balanced", torch.Generator().manual_seed(0))
+    drawn = np.concatenate([labels[next(batches).numpy()] for _ in range(20)])
+    assert 0.45 < (drawn == 1).mean() < 0.55
+
+
+def test_shuffled_batches_visit_every_sample_once_an_epoch():
+    from stages.learning.loop import _batches
+
+    batches = _batches(np.zeros(10, np.int64), 4, "shuffle", torch.Generator().manual_seed(0))
+    seen = torch.cat([next(batches) for _ in range(5)])
+    assert torch.bincount(seen).tolist() == [2] * 10
+
+
+def test_shift_moves_whole_images_by_whole_pixels():
+    image = torch.zeros(1, 5, 5, 1, dtype=torch.uint8)
+    image[0, 2, 2] = 255
+    recipe = Recipe(1, 1, 1, 0.1, shift=2)
+    places = set()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(40):
+        moved = _augment(image, recipe, generator)
+        row, column = (moved[0, :, :, 0] == 255).nonzero()[0].tolist()
+        places.add((row, column))
+    assert len(places) > 10
+    assert all(0 <= row <= 4 and 0 <= column <= 4 for row, column in places)
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("none", 9.0), ("balanced", 1.0), ("sqrt", 3.0)])
+def test_class_weights_even_out_the_mass_of_classes(mode: str, expected: float):
+    labels = np.repeat([0, 1], [90, 10])
+    view = View(
+        np.zeros((100, 8, 8, 1), np.uint8),
+        labels,
+        np.ones(100, np.float32),
+        np.arange(100).astype(object),
+        ["a", "b"],
+    )
+    weights = class_weighted(view, mode).weights
+    assert weights[labels == 0].sum() / weights[labels == 1].sum() == pytest.approx(expected, rel=1e-4)
+    assert weights.mean() == pytest.approx(1, rel=1e-4)
+
+
+def test_steps_follow_from_the_ingested_split_alone():
+    assert steps_per_epoch(100, 32) == 4
+    assert steps_per_epoch(1, 32) == 1
+
+
+def test_nothing_to_train_on_is_said(tiny_dataset: Dataset):
+    train = split_view(tiny_dataset, "train")
+    empty = View(train.images[:0], train.labels[:0], train.weights[:0], train.sample_ids[:0], train.classes)
+    with pytest.raises(WinnowError, match="no training images"):
+        fit(build_model(spec_for(train), seed=0), empty, RECIPE, seed=0, description="")
+
+
+def test_a_loss_that_is_no_number_stops_with_epoch_and_rate(tiny_dataset: Dataset):
+    train = split_view(tiny_dataset, "train")
+    weights = train.weights.copy()
+    weights[:] = np.nan
+    broken = View(train.images, train.labels, weights, train.sample_ids, train.classes)
+    with pytest.raises(WinnowError, match=r"not a number after epoch 1 \(learning rate"):
+        fit(build_model(spec_for(train), seed=0), broken, RECIPE, seed=0, description="")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
+def test_a_device_that_is_not_there_is_an_error(tiny_dataset: Dataset):
+    train = split_view(tiny_dataset, "train")
+    with pytest.raises(WinnowError, match="device = 'cuda'"):
+        fit(build_model(spec_for(train), seed=0), train, RECIPE, seed=0, device="cuda", description="")
+
+
+def test_predicting_nothing_gives_empty_arrays(tiny_dataset: Dataset):
+    train = split_view(tiny_dataset, "train")
+    probabilities, embeddings = predict(build_model(spec_for(train), seed=0), train.images[:0])
+    assert probabilities.shape == (0, 3)
+    assert embeddings.shape == (0, 128)
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 5, 10, 1000])
+def test_the_rate_rises_to_its_peak_and_falls_to_nothing_for_any_budget(total: int):
+    from stages.learning.loop import _one_cycle
+
+    rates = [_one_cycle(step, total) for step in range(total + 1)]
+    assert all(0 <= rate <= 1 for rate in rates)
+    if total > 1:
+        assert rates[-1] == pytest.approx(0, abs=1e-9)
+        assert max(rates) > 0.5

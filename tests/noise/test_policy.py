@@ -1,0 +1,111 @@
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from stages.dataset import LEDGER_COLUMNS
+from stages.noise.policy import Policy, build_ledger, changes_by_class
+
+POLICY = Policy("relabel", 0.8, "keep", "keep", 0.5, 0)
+NO_REVIEWS = pd.DataFrame(columns=["sample_id", "decision", "label", "reviewer", "decided_at", "note"])
+IDS = [f"{number:016x}" for number in range(8)]
+
+
+@pytest.fixture
+def samples() -> pd.DataFrame:
+    splits = ["train"] * 6 + ["val", "test"]
+    return pd.DataFrame({"sample_id": IDS, "split": splits, "label": list("aaabbbab")})
+
+
+@pytest.fixture
+def issues(samples: pd.DataFrame) -> pd.DataFrame:
+    """0 surely b, 1 perhaps b, 3 outlier, 4 and 5 near-duplicates; 6 (val) and 7 (test) suspected."""
+    return pd.DataFrame(
+        {
+            "sample_id": IDS,
+            "split": samples["split"],
+            "given_label": samples["label"],
+            "suggested_label": list("bbbaaaba"),
+            "suggested_score": [0.95, 0.6, 0.1, 0.1, 0.1, 0.1, 0.95, 0.95],
+            "label_score": [0.02, 0.3, 0.9, 0.9, 0.8, 0.7, 0.02, 0.02],
+            "is_label_issue": [True, True, False, False, False, False, True, True],
+            "outlier_score": 0.5,
+            "is_outlier_issue": [False, False, False, True, False, False, False, False],
+            "near_duplicate_score": 0.5,
+            "is_near_duplicate_issue": [False, False, False, False, True, True, False, False],
+            "near_duplicate_set": [-1, -1, -1, -1, 0, 0, -1, -1],
+        }
+    )
+
+
+def decided(samples, issues, policy=POLICY, reviews=NO_REVIEWS) -> pd.DataFrame:
+    return build_ledger(samples, issues, policy, reviews)[0]
+
+
+def review(sample_id: str, decision: str, label: str = "", note: str = "") -> dict[str, str]:
+    return {"sample_id": sample_id, "decision": decision, "label": label, "reviewer": "r",
+            "decided_at": "2026-01-01", "note": note}  # fmt: skip
+
+
+def test_sure_errors_are_relabelled_and_unsure_ones_dropped(samples, issues):
+    ledger = decided(samples, issues)
+    assert list(ledger.columns) == LEDGER_COLUMNS
+    assert ledger.loc[0, ["label", "action", "weight"]].tolist() == ["b", "relabel", 1.0]
+    assert ledger.loc[1, ["label", "action", "weight"]].tolist() == ["a", "drop", 0.0]
+    assert ledger["given_label"].tolist() == samples["label"].tolist()
+    assert ledger.loc[:1, "reason"].str.startswith("label_error").all()
+    assert (ledger.loc[2:5, "action"] == "keep").all()
+
+
+@pytest.mark.parametrize(("action", "weight"), [("drop", 0.0), ("reweight", 0.5), ("keep", 1.0)])
+def test_label_errors_get_the_action_of_the_policy(samples, issues, action, weight):
+    ledger = decided(samples, issues, replace(POLICY, label_errors=action))
+    assert ledger.loc[:1, "action"].tolist() == [action, action]
+    assert ledger.loc[:1, "weight"].tolist() == [weight, weight]
+    assert ledger.loc[:1, "label"].tolist() == ["a", "a"]
+
+
+def test_policies_leave_validation_and_test_alone_and_ask_for_review(samples, issues):
+    ledger = decided(samples, issues)
+    assert ledger.loc[6:, "action"].tolist() == ["keep", "keep"]
+    assert ledger.loc[6:, "label"].tolist() == ["a", "b"]
+    assert ledger.loc[6:, "reason"].str.contains("review").all()
+
+
+def test_outliers_and_all_but_the_best_of_near_duplicates_get_theirs(samples, issues):
+    ledger = decided(samples, issues, replace(POLICY, outliers="drop", near_duplicates="reweight"))
+    assert ledger.loc[3, ["action", "reason"]].tolist() == ["drop", "outlier"]
+    assert ledger.loc[4, "action"] == "keep"
+    assert ledger.loc[5, ["action", "weight", "reason"]].tolist() == ["reweight", 0.5, "near_duplicate"]
+
+
+def test_no_policy_leaves_a_class_with_fewer_than_the_minimum(samples, issues):
+    issues.loc[2, ["is_label_issue", "suggested_score", "label_score"]] = [True, 0.5, 0.25]
+    ledger = decided(samples, issues, replace(POLICY, label_errors="drop", min_per_class=2))
+    # of the three dropped samples of class a the two with the likeliest labels come back
+    assert ledger.loc[:2, "action"].tolist() == ["drop", "keep", "keep"]
+    assert ledger.loc[1, "reason"].endswith("the class needs it")
+
+
+def test_reviewers_outrank_policies_in_every_split(samples, issues):
+    reviews = pd.DataFrame(
+        [review(IDS[0], "keep"), review(IDS[2], "drop", note="blurred"), review(IDS[7], "relabel", "a"),
+         review("f" * 16, "drop")]
+    )  # fmt: skip
+    ledger, unknown = build_ledger(samples, issues, POLICY, reviews)
+    assert unknown == 1
+    assert ledger.loc[0, ["label", "action", "weight", "decided_by"]].tolist() == [
+        "a",
+        "keep",
+        1.0,
+        "reviewer",
+    ]
+    assert ledger.loc[2, ["action", "weight", "reason"]].tolist() == ["drop", 0.0, "blurred"]
+    assert ledger.loc[7, ["label", "action"]].tolist() == ["a", "relabel"]
+    assert (ledger["decided_by"] == "reviewer").sum() == 3
+
+
+def test_changes_are_counted_by_given_class(samples, issues):
+    changes = changes_by_class(decided(samples, issues)).set_index("class")
+    assert changes.loc["a", ["given", "keep", "relabel", "drop", "curated"]].tolist() == [3, 1, 1, 1, 1]
+    assert changes.loc["b", ["given", "keep", "curated"]].tolist() == [3, 3, 4]
