@@ -1,0 +1,1 @@
+"""Models, the one training loop, and figures about what they learned."""

@@ -43,7 +43,7 @@ class Recipe:
     shift : random translation by up to so many pixels, edges repeated
     flip : random horizontal flips
     precision : `auto` takes bf16 where the hardware computes in it
-    early_stopping : keep the weights of the best validation epoch (the budget stays)
+    early_stopping : keep the weights of the epoch with the best validation accuracy (the budget stays)
     """
 
     epochs: int
@@ -137,8 +137,9 @@ def fit(
             )
         if val is not None and len(val):
             row |= _score(model, val, target)
-            if recipe.early_stopping and row["val_score"] > best_score:
-                best_score, best_state = row["val_score"], copy.deepcopy(model.state_dict())
+            # On equal terms the later epoch: validation sets here are small, and ties are common.
+            if recipe.early_stopping and row["val_accuracy"] >= best_score:
+                best_score, best_state = row["val_accuracy"], copy.deepcopy(model.state_dict())
                 result.best_epoch = epoch
         result.history.append(row)
         progress.set_postfix({name: f"{value:.3f}" for name, value in row.items() if name != "epoch"})
@@ -308,12 +309,16 @@ def _loss(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float) -> 
 
 @torch.inference_mode()
 def _score(model: Classifier, val: View, device: torch.device) -> dict[str, float]:
-    """Validation figures of an epoch; `val_score` is what early stopping maximises."""
+    """Validation figures of an epoch.
+
+    Early stopping goes by accuracy, not by loss: with wrong labels in the validation split the loss
+    punishes confidence in right answers, and would stop training far too early.
+    """
     probabilities, _ = predict(model, val.images, device.type)  # type: ignore[arg-type]
     given = probabilities[np.arange(len(val)), val.labels]
     hits = probabilities.argmax(1) == val.labels
     loss = float(-np.log(np.maximum(given, 1e-12)).mean())
-    return {"val_loss": loss, "val_accuracy": float(hits.mean()), "val_score": -loss}
+    return {"val_loss": loss, "val_accuracy": float(hits.mean())}
 
 
 def history_rows(results: Sequence[Fit]) -> list[dict[str, float]]:

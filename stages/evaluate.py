@@ -1,0 +1,263 @@
+"""Stage `evaluate`: every model on the untouched test split, and one page to look at."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stages.dataset import (
+    AUGMENTED,
+    CURATED,
+    INGESTED,
+    MODELS,
+    NOISE,
+    REPORTS,
+    SYNTHETIC,
+    TRUTH,
+    Dataset,
+    View,
+    new_folder,
+    read_dataset,
+    read_ledger,
+    read_table,
+    split_hash,
+    split_view,
+    write_json,
+)
+from stages.errors import WinnowError
+from stages.learning.metrics import (
+    Comparison,
+    Probabilities,
+    compare_models,
+    confusion,
+    detector_scores,
+    per_class,
+    reliability,
+)
+from stages.params import Evaluate, Params
+from stages.reporting import figures, html
+from stages.reporting.story import MODELS as TITLES
+from stages.reporting.story import histories, read_story
+from stages.reporting.treatments import sample_counts, treatments_by_class
+from stages.runtime import stage
+from stages.tracking import StageRun
+
+_BASELINE, _FINAL = "baseline", "finetune"
+
+
+@stage("evaluate")
+def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
+    """Score baseline, trained and fine-tuned model on the test split, and tell what every stage did.
+
+    Reads the data, the models and the reports of all stages; writes reports/evaluate.
+    """
+    base, ledger = read_dataset(INGESTED), read_ledger(CURATED)
+    augmented, synthetic = read_dataset(AUGMENTED).samples, read_dataset(SYNTHETIC).samples
+    test = scored_view(base, ledger)
+    probabilities = predict_all(test, params.device)
+    comparison = compare(test, probabilities, params.evaluate, params.seed)
+    metrics = {
+        "test_set_hash": split_hash(base, "test", ledger),
+        "test_images": len(test),
+        **comparison_content(comparison),
+        "noise": noise_scores(read_table(NOISE / "issues.parquet"), TRUTH),
+        "samples": sample_counts(ledger, augmented, synthetic),
+    }
+    with new_folder(REPORTS / "evaluate") as folder:
+        write_json(folder / "metrics.json", metrics)
+        write_json(folder / "summary.json", settings(test, params.evaluate))
+        _write_csv(folder / "treatments.csv", treatments_by_class(ledger, augmented, synthetic, base.classes))
+        _write_csv(folder / "per_class.csv", class_table(test, probabilities))
+        _write_csv(folder / "predictions.csv", prediction_table(test, probabilities))
+        draw(test, probabilities, params.evaluate.calibration_bins, folder)
+        draw_training(REPORTS, folder)
+        (folder / "index.html").write_text(html.render_page(read_story(REPORTS, folder)), "utf-8")
+    run.log_metrics(flat_metrics(metrics))
+    run.log_artifacts(REPORTS / "evaluate")
+    run.adopt_stages()
+    print(outcome(metrics))
+
+
+def scored_view(base: Dataset, ledger: pd.DataFrame) -> View:
+    """The test split as reviewers left it; an empty one is a WinnowError."""
+    test = split_view(base, "test", ledger)
+    if len(test) == 0:
+        raise WinnowError("the test split has no images: raise ingest.test_share, or see data/reviews.csv")
+    return test
+
+
+def predict_all(test: View, device: Any) -> dict[str, Probabilities]:
+    """Class probabilities (N×K) of each model under `models/` for the test images.
+
+    Raises
+    ------
+    WinnowError
+        Where a model is not there, or was made for other images or classes than the test split's.
+    """
+    from stages.learning.loop import predict
+    from stages.learning.store import load_model
+
+    probabilities: dict[str, Probabilities] = {}
+    for name in TITLES:
+        folder = MODELS / name
+        model = load_model(folder)
+        if model.spec.classes != test.classes:
+            raise WinnowError(f"{folder} knows other classes than {INGESTED} has: run `dvc repro`")
+        if model.spec.image_shape != test.images.shape[1:]:
+            raise WinnowError(f"{folder} takes images of another shape than {INGESTED} has: run `dvc repro`")
+        probabilities[name] = predict(model, test.images, device)[0]
+    return probabilities
+
+
+def compare(
+    test: View, probabilities: Mapping[str, Probabilities], choices: Evaluate, seed: int
+) -> Comparison:
+    """Scores with intervals of every model, and the paired difference of each to the baseline."""
+    return compare_models(
+        test.labels,
+        probabilities,
+        baseline=_BASELINE,
+        bins=choices.calibration_bins,
+        resamples=choices.bootstrap,
+        confidence=choices.confidence,
+        seed=seed,
+    )
+
+
+def settings(test: View, choices: Evaluate) -> dict[str, float | int]:
+    """How the scores were made, for the page: not metrics, so not in metrics.json."""
+    return {
+        "classes": len(test.classes),
+        "confidence": choices.confidence,
+        "resamples": choices.bootstrap,
+        "calibration_bins": choices.calibration_bins,
+    }
+
+
+def comparison_content(comparison: Comparison) -> dict[str, Any]:
+    """`models` and `gain` as metrics.json holds them: figures rounded to six digits."""
+    return {
+        part: {
+            name: {metric: interval.rounded() for metric, interval in by.items()}
+            for name, by in content.items()
+        }
+        for part, content in (("models", comparison.models), ("gain", comparison.gain))
+    }
+
+
+def noise_scores(issues: pd.DataFrame, truth: Path) -> dict[str, float | int]:
+    """The noise detector on the training split against what `simulate` planted.
+
+    Parameters
+    ----------
+    issues : `sample_id`, `split`, `is_label_issue`, a row a sample
+    truth : the table with `TRUTH_COLUMNS`; rows that were taken away do not count
+
+    Returns
+    -------
+    See `detector_scores`; empty where nothing was planted.
+    """
+    if not truth.exists():
+        return {}
+    known = read_table(truth)
+    known = known[(known["split"] == "train") & ~known["removed"].astype(bool)]
+    wrong = known.loc[known["true_label"] != known["given_label"], "sample_id"]
+    training = issues[issues["split"] == "train"]
+    return detector_scores(
+        training["is_label_issue"].to_numpy(bool), training["sample_id"].isin(wrong).to_numpy(bool)
+    )
+
+
+def class_table(test: View, probabilities: Mapping[str, Probabilities]) -> pd.DataFrame:
+    """Rows model × class: `model`, `class`, `support`, `precision`, `recall`, `f1`."""
+    tables = []
+    for name, values in probabilities.items():
+        table = per_class(test.labels, values.argmax(1), test.classes)
+        table.insert(0, "model", name)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def prediction_table(test: View, probabilities: Mapping[str, Probabilities]) -> pd.DataFrame:
+    """A row a test image: `sample_id`, `label`, `predicted` (fine-tuned), `confidence`, and each model's."""
+    names = np.asarray(test.classes, dtype=object)
+    final = probabilities[_FINAL]
+    columns = {
+        "sample_id": test.sample_ids,
+        "label": names[test.labels],
+        "predicted": names[final.argmax(1)],
+        "confidence": final.max(1).astype(np.float64),
+    }
+    return pd.DataFrame(columns | {name: names[values.argmax(1)] for name, values in probabilities.items()})
+
+
+def draw(test: View, probabilities: Mapping[str, Probabilities], bins: int, folder: Path) -> None:
+    """Confusion matrices, reliability diagrams and recall by class, as PNG into `folder`."""
+    matrices = {
+        TITLES[name]: confusion(test.labels, values.argmax(1), len(test.classes))
+        for name, values in probabilities.items()
+    }
+    figures.confusion_matrices(matrices, test.classes, folder / "confusion.png")
+    recalls = {}
+    for title, matrix in matrices.items():
+        there = matrix.sum(1)
+        recalls[title] = np.where(there > 0, np.diag(matrix) / np.maximum(there, 1), np.nan)
+    figures.class_bars(recalls, test.classes, folder / "recall.png", y_label="recall", top=1.0)
+    figures.reliability_diagrams(
+        {TITLES[name]: reliability(test.labels, values, bins) for name, values in probabilities.items()},
+        folder / "reliability.png",
+    )
+
+
+def draw_training(reports: Path, folder: Path) -> None:
+    """Curves of the models, and of the GAN where one was trained, as PNG into `folder`."""
+    models, gan = histories(reports)
+    panels = {"training loss": "train_loss", "validation loss": "val_loss"}
+    panels |= {"validation accuracy": "val_accuracy"}
+    lines = {
+        title: {
+            TITLES[name]: (rows["epoch"].to_numpy(float), rows[column].to_numpy(float))
+            for name, rows in models.items()
+            if {"epoch", column} <= set(rows.columns)
+        }
+        for title, column in panels.items()
+    }
+    figures.curves({title: by for title, by in lines.items() if by}, folder / "curves.png")
+    if len(gan.columns) > 1:
+        x = gan.columns[0]
+        values = {str(name): (gan[x].to_numpy(float), gan[name].to_numpy(float)) for name in gan.columns[1:]}
+        figures.curves({"generator and critic": values}, folder / "gan_curves.png", x_label=str(x))
+
+
+def flat_metrics(content: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers of metrics.json under names such as `finetune.macro_f1.low`."""
+    flat: dict[str, float] = {}
+    for key, value in content.items():
+        # A score is `finetune.macro_f1`: `models` and `value` would only make every name longer.
+        name = prefix.rstrip(".") if key == "value" else f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= flat_metrics(value, "" if name == "models" else f"{name}.")
+        elif isinstance(value, int | float):
+            flat[name] = float(value)
+    return flat
+
+
+def outcome(metrics: Mapping[str, Any]) -> str:
+    """What the stage prints at its end: the final model's scores, and where to look."""
+    scores = metrics["models"][_FINAL]
+    names = ("macro_f1", "balanced_accuracy", "worst_class_recall")
+    said = ", ".join(f"{name} {scores[name]['value']:.3f}" for name in names)
+    return f"fine-tuned on {metrics['test_images']} test images: {said}; see {REPORTS}/evaluate/index.html"
+
+
+def _write_csv(path: Path, table: pd.DataFrame) -> None:
+    table.round(6).to_csv(path, index=False, lineterminator="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""The page: what every stage found and did, in one file that needs nothing else.
+
+Names of classes and files come from strangers: the template escapes all it is given, and the page
+forbids itself scripts and anything from elsewhere.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
+
+from stages.reporting.story import (
+    HEADLINE,
+    LOWER_IS_BETTER,
+    METRICS,
+    MODELS,
+    Picture,
+    Story,
+    fallbacks,
+    verdict,
+)
+
+_CAPTIONS = {
+    "detect_noise/label_errors.png": "The least plausible labels: given → suggested",
+    "curate/changes.png": "What the policy changed in the training split",
+    "augment/preview.png": "Augmented copies",
+    "synthesize/samples.png": "Generated images",
+}
+_MOST_ROWS = 200  # of a table in the page; the file beside it holds all of them
+
+
+def render_page(story: Story) -> str:
+    """The whole of `index.html`; the same story gives the same bytes."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"figure": figure_text, "signed": signed_text}
+    context: dict[str, Any] = {
+        "story": story,
+        "models": MODELS,
+        "metrics": METRICS,
+        "lower_is_better": LOWER_IS_BETTER,
+        "headline": headline(story),
+        "cards": [card for metric in HEADLINE if (card := score_card(story, metric))],
+        "rows": score_rows(story),
+        "one_sided": intervals_beside(story),
+        "noise": story.metrics.get("noise", {}),
+        "treatments": treatment_rows(story.table("evaluate/treatments.csv")),
+        "fallbacks": fallbacks(story),
+        "quality": plain_table(pd.DataFrame(story.quality)),
+        "recalls": recall_rows(story.table("evaluate/per_class.csv")),
+        "own": {picture.name: _inline(picture) for picture in story.pictures if picture.stage == "evaluate"},
+        "gallery": [_inline(picture) for picture in story.pictures if picture.stage != "evaluate"],
+        "class_counts": plain_table(counts_by_split(story.table("ingest/class_counts.csv"))),
+        "quarantine": plain_table(story.table("ingest/quarantine.parquet")),
+        "duplicates": plain_table(story.table("ingest/duplicates.parquet")),
+        "summaries": {stage: flatten(summary) for stage, summary in story.summaries.items()},
+    }
+    return environment.get_template("page.html.j2").render(context) + "\n"
+
+
+def headline(story: Story) -> tuple[str, str]:
+    """The verdict in a sentence, and its kind: `better`, `worse`, `open` or `none`."""
+    gain = story.metrics.get("gain", {}).get("finetune", {}).get("balanced_accuracy")
+    if gain is None:
+        return "No models were compared", "none"
+    said = verdict("balanced_accuracy", gain)
+    points = f"{100 * abs(gain['value']):.1f} points of balanced accuracy"
+    if said == "better":
+        return f"The treatments bought {points}", "better"
+    if said == "worse":
+        return f"The treatments cost {points}", "worse"
+    return "The treatments are not shown to help on this test set", "open"
+
+
+def score_card(story: Story, metric: str) -> dict[str, Any] | None:
+    """One metric of every model on one scale, and the fine-tuned model's gain; None without figures."""
+    found = {
+        name: story.metrics["models"][name][metric]
+        for name in MODELS
+        if metric in story.metrics.get("models", {}).get(name, {})
+    }
+    if not found:
+        return None
+    ends = [value for figures in found.values() for value in figures.values()]
+    low, high = max(0.0, min(ends) - 0.02), min(1.0, max(ends) + 0.02)
+    gain = story.metrics.get("gain", {}).get("finetune", {}).get(metric)
+    return {
+        "title": METRICS[metric],
+        "low": low,
+        "high": high,
+        "bars": [{"name": name, **figures, **_strip(figures, low, high)} for name, figures in found.items()],
+        "gain": gain,
+        "verdict": verdict(metric, gain) if gain else "",
+    }
+
+
+def score_rows(story: Story) -> list[dict[str, Any]]:
+    """A row a metric: the figures of each model, the gains of each over the baseline."""
+    models, gains = story.metrics.get("models", {}), story.metrics.get("gain", {})
+    rows = []
+    for metric, title in METRICS.items():
+        if not any(metric in figures for figures in models.values()):
+            continue
+        gained = {name: figures[metric] for name, figures in gains.items() if metric in figures}
+        rows.append(
+            {
+                "metric": metric,
+                "title": title,
+                "models": {name: figures.get(metric) for name, figures in models.items()},
+                "gain": {name: (gain, verdict(metric, gain)) for name, gain in gained.items()},
+            }
+        )
+    return rows
+
+
+def intervals_beside(story: Story) -> list[str]:
+    """Metrics with an interval that does not hold its own value: the page explains these."""
+    beside = {
+        metric
+        for figures in story.metrics.get("models", {}).values()
+        for metric, figure in figures.items()
+        if not figure["low"] <= figure["value"] <= figure["high"]
+    }
+    return [METRICS[metric] for metric in METRICS if metric in beside]
+
+
+def treatment_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """A row a class with its bar: percent of the largest class's total that each part takes."""
+    if table.empty:
+        return []
+    parts = ["real", "augmented", "synthesised"]
+    largest = max(table[parts].sum(axis=1).max(), table["given"].max(), 1)
+    rows = []
+    for row in table.to_dict("records"):
+        bar = {name: round(100 * row[name] / largest, 2) for name in parts}
+        rows.append({**row, "bar": bar, "total": sum(row[name] for name in parts)})
+    return rows
+
+
+def recall_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """A row a class: its test images, and recall and F1 of each model; the hardest class first."""
+    if table.empty:
+        return []
+    rows = []
+    for name, group in table.groupby("class", sort=False):
+        by_model = group.set_index("model")
+        rows.append(
+            {
+                "class": name,
+                "support": int(group["support"].iloc[0]),
+                "recall": by_model["recall"].to_dict(),
+                "f1": by_model["f1"].to_dict(),
+            }
+        )
+    return sorted(
+        rows, key=lambda row: (pd.isna(row["recall"].get("finetune")), row["recall"].get("finetune"))
+    )
+
+
+def counts_by_split(table: pd.DataFrame) -> pd.DataFrame:
+    """A row a class and a column a split, from rows `class`, `split`, `count`; else as it is."""
+    if list(table.columns) != ["class", "split", "count"]:
+        return table
+    wide = table.pivot_table("count", "class", "split", aggfunc="sum", fill_value=0, sort=False)
+    return wide.astype(int).reset_index()
+
+
+def plain_table(table: pd.DataFrame) -> dict[str, Any]:
+    """Any table as texts: at most `_MOST_ROWS` rows, how many were left out, and which columns are text."""
+    shown = table.head(_MOST_ROWS)
+    return {
+        "columns": [(str(name), "" if is_numeric_dtype(table[name]) else "text") for name in table.columns],
+        "rows": [[cell_text(value) for value in row] for row in shown.itertuples(index=False)],
+        "left_out": len(table) - len(shown),
+    }
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested mappings as `a.b.c` with the value as text."""
+    rows: list[tuple[str, str]] = []
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            rows += flatten(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", cell_text(value)))
+    return rows
+
+
+def cell_text(value: object) -> str:
+    """A value as a table shows it: four significant digits, nothing for none."""
+    if value is None or (isinstance(value, float) and pd.isna(value)):
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(cell_text(item) for item in value)
+    return str(value)
+
+
+def figure_text(value: float | None) -> str:
+    """A score to three digits; a dash where there is none."""
+    return "–" if value is None or pd.isna(value) else f"{value:.3f}"
+
+
+def signed_text(value: float) -> str:
+    """A difference with its sign, to three digits."""
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def _strip(figures: Mapping[str, float], low: float, high: float) -> dict[str, float]:
+    """Where dot and whisker stand on a scale, in percent of its width."""
+    span = max(high - low, 1e-9)
+    at = {name: round(100 * (figures[name] - low) / span, 2) for name in ("value", "low", "high")}
+    return {"dot": at["value"], "left": at["low"], "wide": round(at["high"] - at["low"], 2)}
+
+
+def _inline(picture: Picture) -> dict[str, str]:
+    """A picture as the template shows it; `data` is empty for one that is too large."""
+    place = f"{picture.stage}/{picture.name}"
+    encoded = base64.b64encode(picture.data).decode()
+    return {
+        "place": f"reports/{place}",
+        "caption": _CAPTIONS.get(place, ""),
+        "data": f"data:image/png;base64,{encoded}" if encoded else "",
+    }

@@ -1,0 +1,139 @@
+"""The table at the end of `make demo`: `python -m stages.reporting.summary`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from stages.errors import WinnowError
+from stages.reporting.figures import shorten
+from stages.reporting.story import HEADLINE, METRICS, MODELS, Story, fallbacks, read_story, verdict
+
+WIDTH = 100
+_MOST_CLASSES = 20
+_NEXT = (
+    ("make ui", "every run in MLflow and Prefect"),
+    ("make flow", "the same pipeline through Prefect; all of it is cached now"),
+    ("open reports/evaluate/index.html", "all of this with pictures, in one page"),
+    ("make review", "go through the suspected labels by hand"),
+    ("dvc metrics diff", "these figures against the last commit's"),
+)
+
+
+def main() -> None:
+    """Print the summary of the last run; exit status 2 where there is none."""
+    try:
+        text = summarise(read_story(Path("reports")))
+    except WinnowError as error:
+        print(f"summary: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    if hasattr(sys.stdout, "reconfigure"):
+        # A class name that the terminal cannot show must not take the table with it.
+        sys.stdout.reconfigure(errors="replace")
+    print(text)
+
+
+def summarise(story: Story) -> str:
+    """The whole summary: plain text, at most `WIDTH` columns.
+
+    Raises
+    ------
+    WinnowError
+        Where the stage evaluate has not written its metrics.
+    """
+    if not story.metrics.get("models"):
+        raise WinnowError("reports/evaluate/metrics.json is not there, or holds no scores: run `dvc repro`")
+    parts = [score_table(story), noise_lines(story), treatment_table(story), next_lines()]
+    return "\n\n".join(part for part in parts if part)
+
+
+def score_table(story: Story) -> str:
+    """Models × headline metrics with intervals, then the gains over the baseline."""
+    header = ["", *(METRICS[metric] for metric in HEADLINE)]
+    rows = []
+    for name, title in MODELS.items():
+        figures = story.metrics["models"].get(name)
+        if figures:
+            rows.append([title, *(_figure(figures[metric]) for metric in HEADLINE)])
+    gain = story.metrics.get("gain", {}).get("finetune")
+    if gain:
+        rows.append(["gain*", *(_figure(gain[metric], signed=True) for metric in HEADLINE)])
+        rows.append(["", *(verdict(metric, gain[metric]) for metric in HEADLINE)])
+    images = story.metrics.get("test_images", "?")
+    title = f"Scores on {images} test images, with {story.level} intervals"
+    foot = "* fine-tuned minus baseline on the same resamples; variance over seeds: benchmarks/demo_seeds.py"
+    return "\n".join([title, _table([header, *rows]), *([foot] if gain else [])])
+
+
+def noise_lines(story: Story) -> str:
+    """Precision, recall and F1 of the noise detector, where labels were planted."""
+    noise = story.metrics.get("noise")
+    if not noise:
+        return "Noise detector: nothing was planted, so it cannot be scored here"
+    return "\n".join(
+        [
+            f"Noise detector: {noise['flagged']} labels flagged, {noise['planted']} planted wrong",
+            f"  precision {noise['precision']:.3f}   recall {noise['recall']:.3f}   F1 {noise['f1']:.3f}",
+        ]
+    )
+
+
+def treatment_table(story: Story) -> str:
+    """What was dropped, relabelled, augmented and synthesised by class, and every fallback."""
+    table = story.table("evaluate/treatments.csv")
+    if table.empty:
+        return ""
+    columns = ["given", "dropped", "relabelled", "gained", "real", "augmented", "synthesised"]
+    shown = table.head(_MOST_CLASSES)
+    rows = [
+        [
+            shorten(str(row["class"]), 20),
+            *(str(row[name]) for name in columns),
+            _method(row["synthesised_by"]),
+        ]
+        for row in shown.to_dict("records")
+    ]
+    total = ["all", *(str(table[name].sum()) for name in columns), ""]
+    lines = ["Training split, by class", _table([["class", *columns, "by"], *rows, total])]
+    if len(table) > len(shown):
+        more = len(table) - len(shown)
+        lines.append(f"  {more} more classes in reports/evaluate/treatments.csv")
+    fell = fallbacks(story)
+    if fell:
+        lines.append(f"Synthesis fell back for {len(fell)} of {len(table)} classes:")
+        lines += [shorten(f"  {shorten(name, 20)}: {reason}", WIDTH) for name, reason in fell[:_MOST_CLASSES]]
+    if len(fell) > _MOST_CLASSES:
+        lines.append(f"  {len(fell) - _MOST_CLASSES} more in reports/synthesize/quality.json")
+    return "\n".join(lines)
+
+
+def next_lines() -> str:
+    """The commands to look further."""
+    wide = max(len(command) for command, _ in _NEXT)
+    return "\n".join(["Look further", *(f"  {command:<{wide}}  {what}" for command, what in _NEXT)])
+
+
+def _figure(figures: dict[str, float], *, signed: bool = False) -> str:
+    """`0.912 [0.880, 0.940]`, or with the sign of a difference."""
+    sign = "+" if signed else ""
+    return f"{figures['value']:{sign}.3f} [{figures['low']:{sign}.3f}, {figures['high']:{sign}.3f}]"
+
+
+def _method(said: object) -> str:
+    """`gan+random` of `gan 40, random 3`: the column before says how many there are in all."""
+    return shorten("+".join(part.split(" ")[0] for part in str(said).split(", ")), 12)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned, the first to the left and the others to the right, a rule under the header."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "  " + "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]])
+
+
+if __name__ == "__main__":
+    main()

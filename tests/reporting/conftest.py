@@ -1,0 +1,89 @@
+"""What a finished run leaves under reports/, small and with names that want to be markup."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.reporting.figures import image_grid
+
+NASTY = "<img src=x onerror=alert(1)>\"'&"
+
+
+def interval(value, half=0.02):
+    return {"value": value, "low": round(value - half, 6), "high": round(value + half, 6)}
+
+
+def make_metrics(gain=0.1):
+    names = ("macro_f1", "balanced_accuracy", "worst_class_recall", "accuracy", "expected_calibration_error")
+    models = {name: {m: interval(0.5) for m in names} for name in ("baseline", "train")}
+    models["finetune"] = {m: interval(0.5 + gain) for m in names}
+    return {
+        "test_set_hash": "0123456789abcdef",
+        "test_images": 40,
+        "models": models,
+        "gain": {
+            "train": {m: interval(0.0) for m in names},
+            "finetune": {m: interval(gain) for m in names},
+        },
+        "noise": {"precision": 0.8, "recall": 0.75, "f1": 0.774194, "planted": 20, "flagged": 19},
+        "samples": {
+            "ingested": 50,
+            "kept": 40,
+            "dropped": 10,
+            "synthesised": 4,
+            "synthesised_by": {"gan": 4},
+        },
+    }
+
+
+@pytest.fixture
+def reports(tmp_path):
+    """A `reports` folder with something from every stage; the first class is called `NASTY`."""
+    root = tmp_path / "reports"
+    for stage in ("ingest", "detect_noise", "curate", "synthesize", "baseline", "train", "evaluate"):
+        (root / stage).mkdir(parents=True)
+    (root / "evaluate/metrics.json").write_text(json.dumps(make_metrics()), "utf-8")
+    settings = {"classes": 2, "confidence": 0.95, "resamples": 2000, "calibration_bins": 15}
+    (root / "evaluate/summary.json").write_text(json.dumps(settings), "utf-8")
+    treatments = pd.DataFrame(
+        {
+            "class": [NASTY, "NA"],
+            **{name: [3, 2] for name in ("given", "dropped", "relabelled", "reweighted", "gained", "real")},
+            "augmented": [0, 4],
+            "synthesised": [0, 4],
+            "synthesised_by": ["", "random 4"],
+        }
+    )
+    treatments.to_csv(root / "evaluate/treatments.csv", index=False)
+    per_class = [
+        (m, c, 20, 0.5, r, 0.5) for m in ("baseline", "finetune") for c, r in ((NASTY, 0.9), ("NA", 0.2))
+    ]
+    columns = ["model", "class", "support", "precision", "recall", "f1"]
+    pd.DataFrame(per_class, columns=columns).to_csv(root / "evaluate/per_class.csv", index=False)
+    rows = {"class": [NASTY, NASTY, "NA"], "split": ["train", "test", "train"], "count": [3, 20, 2]}
+    pd.DataFrame(rows).to_csv(root / "ingest/class_counts.csv", index=False)
+    refused = {"source": [f"a/{NASTY}.png"], "reason": ["not_an_image"], "detail": ["text"]}
+    pd.DataFrame(refused).to_parquet(root / "ingest/quarantine.parquet")
+    (root / "ingest/summary.json").write_text(
+        json.dumps({"images": 45, "classes": {NASTY: {"train": 3}}}), "utf-8"
+    )
+    quality = {
+        NASTY: {"real": 3, "accepted": 0, "method": "none", "decision": "nothing to do", "reason": ""},
+        "NA": {
+            "real": 2,
+            "accepted": 0,
+            "method": "random",
+            "decision": "fallback",
+            "reason": "2 real images",
+        },
+    }
+    (root / "synthesize/quality.json").write_text(json.dumps(quality), "utf-8")
+    history = {"epoch": [1.0, 2.0], "train_loss": [1.0, 0.5], "val_loss": [np.nan, np.nan]}
+    pd.DataFrame(history).to_csv(root / "baseline/history.csv", index=False)
+    image_grid(np.zeros((2, 8, 8, 1), np.uint8), ["a", "b"], root / "detect_noise/label_errors.png")
+    (root / "curate/broken.png").write_bytes(b"<script>alert(1)</script>")
+    return root

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stages.reporting import figures
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        return np.asarray(picture.convert("RGB"))
+
+
+HOSTILE = ["$\\frac{", "a\nb", "\x1b[31mred", "<b>", "x" * 300, "猫", ""]
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 1), (16, 16, 3), (16, 16), (9, 30, 3), (400, 300, 3)])
+def test_grid_shows_each_image_with_its_proportions(tmp_path, shape):
+    bright = np.full(shape, 200, np.uint8)
+    figures.image_grid([bright, bright], ["", ""], tmp_path / "grid.png", columns=1, cell=60)
+    shown = pixels(tmp_path / "grid.png")
+    scale = 60 / max(shape[:2])
+    area = round(shape[0] * scale) * round(shape[1] * scale)
+    assert (shown == 200).all(axis=2).sum() == pytest.approx(2 * area, rel=0.02)
+
+
+def test_grid_places_rows_by_columns(tmp_path):
+    images = np.zeros((7, 8, 8, 1), np.uint8)
+    sizes = {}
+    for columns in (2, 7, 100):
+        figures.image_grid(images, [""] * 7, tmp_path / "grid.png", columns=columns, cell=40)
+        sizes[columns] = pixels(tmp_path / "grid.png").shape[:2]
+    assert sizes[2][0] > 3 * 40 > sizes[7][0]
+    assert sizes[7] == sizes[100]
+    assert sizes[7][1] > 7 * 40
+
+
+def test_long_titles_get_more_lines_and_titles_change_the_picture(tmp_path):
+    image = [np.zeros((8, 8, 1), np.uint8)]
+    heights, shown = [], []
+    for title in ("", "cat", "dog", "airplane → automobile, and more"):
+        figures.image_grid(image, [title], tmp_path / "grid.png")
+        shown.append((tmp_path / "grid.png").read_bytes())
+        heights.append(pixels(tmp_path / "grid.png").shape[0])
+    assert heights[0] < heights[1] == heights[2] < heights[3]
+    assert shown[1] != shown[2]
+
+
+def test_an_empty_grid_is_still_a_picture(tmp_path):
+    figures.image_grid([], [], tmp_path / "grid.png", empty="no label errors")
+    assert pixels(tmp_path / "grid.png").size
+
+
+def test_as_many_titles_as_images(tmp_path):
+    with pytest.raises(ValueError, match="2 images but 1 titles"):
+        figures.image_grid(np.zeros((2, 8, 8, 1), np.uint8), ["a"], tmp_path / "grid.png")
+    assert not (tmp_path / "grid.png").exists()
+
+
+def test_hostile_names_are_drawn_as_they_are(tmp_path):
+    count = len(HOSTILE)
+    images = np.zeros((count, 8, 8, 1), np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures.image_grid(images, HOSTILE, tmp_path / "a.png", heading="$x_{")
+        figures.confusion_matrices({"$m_{": np.eye(count, dtype=int)}, HOSTILE, tmp_path / "b.png")
+        figures.class_bars(
+            {"$s_{": np.full(count, np.nan)}, HOSTILE, tmp_path / "c.png", y_label="recall", top=1
+        )
+    for name in "abc":
+        assert pixels(tmp_path / f"{name}.png").size
+
+
+@pytest.mark.parametrize("classes", [1, 10, 20, 100])
+def test_charts_of_few_and_many_classes(tmp_path, classes):
+    names = [f"class number {i}" for i in range(classes)]
+    matrix = np.random.default_rng(0).integers(0, 9, (classes, classes))
+    figures.confusion_matrices({"one": matrix, "two": matrix}, names, tmp_path / "confusion.png")
+    figures.class_bars({"one": np.linspace(0, 1, classes)}, names, tmp_path / "b.png", y_label="y", top=1)
+    height, width, _ = pixels(tmp_path / "confusion.png").shape
+    assert width > height
+    assert width < 2000
+    assert pixels(tmp_path / "b.png").size
+
+
+def test_curves_and_reliability(tmp_path):
+    x = np.arange(5.0)
+    figures.curves({"loss": {"a": (x, x), "b": (x, x**2)}, "accuracy": {"a": (x, x)}}, tmp_path / "two.png")
+    figures.curves({"loss": {"a": (x, x)}}, tmp_path / "one.png")
+    assert pixels(tmp_path / "two.png").shape[1] > 1.8 * pixels(tmp_path / "one.png").shape[1]
+    figures.curves({}, tmp_path / "none.png")
+    assert pixels(tmp_path / "none.png").size
+    nothing = np.array([np.nan, np.nan])
+    bins = {"a": (np.array([0.3, np.nan]), np.array([1.0, np.nan]), np.array([4, 0]))}
+    bins["empty"] = (nothing, nothing, np.array([0, 0]))
+    figures.reliability_diagrams(bins, tmp_path / "reliability.png")
+    assert pixels(tmp_path / "reliability.png").size
+
+
+def test_same_input_gives_the_same_bytes_whatever_the_users_settings(tmp_path):
+    import matplotlib
+
+    image = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3)).astype(np.uint8)
+    written = []
+    for settings in ({}, {"font.size": 20, "savefig.dpi": 300, "figure.facecolor": "black"}):
+        with matplotlib.rc_context(settings):
+            figures.image_grid(image, ["a", "b", "c"], tmp_path / "grid.png")
+            figures.class_bars({"s": np.ones(3)}, list("abc"), tmp_path / "bars.png", y_label="y", top=1)
+        written.append([(tmp_path / name).read_bytes() for name in ("grid.png", "bars.png")])
+    assert written[0] == written[1]
+
+
+def test_shorten():
+    assert figures.shorten("abc", 3) == "abc"
+    assert figures.shorten("abcd", 3) == "ab…"
+    assert "\x1b" not in figures.shorten("\x1b[31m", 9)

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import base64
+import json
+from html.parser import HTMLParser
+
+import pytest
+
+from stages.reporting.html import cell_text, flatten, headline, render_page
+from stages.reporting.story import Story, read_story
+
+VOID = {"meta", "img", "br", "link"}
+
+
+class Page(HTMLParser):
+    """Tags with their attributes and the visible text; closing tags have to match."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self.open = [], "", []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.text += " "
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data
+
+    @property
+    def words(self):
+        return " ".join(self.text.split())
+
+
+def change_metrics(reports, change):
+    path = reports / "evaluate/metrics.json"
+    metrics = json.loads(path.read_text("utf-8"))
+    change(metrics)
+    path.write_text(json.dumps(metrics), "utf-8")
+
+
+def test_tells_the_whole_story(reports):
+    page = Page(render_page(read_story(reports)))
+    for said in (
+        "The treatments bought 10.0 points of balanced accuracy",
+        "0.600",  # the fine-tuned model's score
+        "0.580 to 0.620",
+        "+0.100",
+        "+0.080 to +0.120",
+        "0.774",  # the noise detector's F1
+        "Synthesis fell back for 1 class",
+        "2 real images",
+        "random 4",
+        "not_an_image",
+        "The intervals speak of this test set; variance over training seeds is measured by "
+        "benchmarks/demo_seeds.py",
+        "0123456789abcdef",
+        "make review",
+    ):
+        assert said in page.words
+
+
+def test_needs_nothing_else_and_runs_no_scripts(reports):
+    page = Page(render_page(read_story(reports)))
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "base", "form"})
+    for _, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href"):
+            assert attributes.get(name, "#").startswith(("#", "data:image/png;base64,"))
+    policies = [a["content"] for tag, a in page.tags if tag == "meta" and "http-equiv" in a]
+    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+def test_names_are_text_and_never_markup(reports):
+    nasty = "<img src=x onerror=alert(1)>\"'&"
+    text = render_page(read_story(reports))
+    page = Page(text)
+    assert nasty in page.text
+    assert "onerror=alert" not in text.replace("&lt;img src=x onerror=alert(1)&gt;", "")
+    assert all(attributes.get("src") != "x" for _, attributes in page.tags)
+
+
+def test_pictures_are_inside(reports):
+    page = Page(render_page(read_story(reports)))
+    pictures = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    inside = [base64.b64decode(picture.removeprefix("data:image/png;base64,")) for picture in pictures]
+    assert inside == [(reports / "detect_noise/label_errors.png").read_bytes()]
+    assert "reports/detect_noise/label_errors.png" in page.text
+
+
+def test_an_interval_with_zero_in_it_is_not_shown_to_help(reports):
+    def change(metrics):
+        metrics["gain"]["finetune"]["balanced_accuracy"] = {"value": 0.02, "low": -0.01, "high": 0.05}
+
+    change_metrics(reports, change)
+    page = Page(render_page(read_story(reports)))
+    assert "The treatments are not shown to help on this test set" in page.words
+    assert "+0.020 not shown to help −0.010 to +0.050" in page.words
+
+
+def test_a_loss_is_called_one(reports):
+    def change(metrics):
+        metrics["gain"]["finetune"]["balanced_accuracy"] = {"value": -0.1, "low": -0.2, "high": -0.05}
+
+    change_metrics(reports, change)
+    assert "The treatments cost 10.0 points" in Page(render_page(read_story(reports))).words
+
+
+def test_a_larger_calibration_error_is_worse(reports):
+    page = Page(render_page(read_story(reports)))
+    assert "+0.100 worse +0.080 to +0.120" in page.words
+
+
+def test_says_where_an_interval_does_not_hold_its_value(reports):
+    assert "does not hold its value" not in render_page(read_story(reports))
+
+    def change(metrics):
+        metrics["models"]["train"]["worst_class_recall"] = {"value": 0.5, "low": 0.2, "high": 0.4}
+
+    change_metrics(reports, change)
+    page = Page(render_page(read_story(reports)))
+    assert "An interval of worst-class recall does not hold its value" in page.words
+
+
+def test_copes_without_anything(tmp_path):
+    page = Page(render_page(read_story(tmp_path)))
+    assert "No models were compared" in page.words
+    assert "No file was refused" in page.words
+
+
+@pytest.mark.parametrize("stage", ["ingest", "synthesize", "detect_noise", "baseline", "evaluate"])
+def test_copes_without_one_stage(reports, stage):
+    (reports / stage).rename(reports / f"{stage}.away")
+    assert Page(render_page(read_story(reports))).tags
+
+
+def test_without_planted_noise_the_detector_is_not_scored(reports):
+    change_metrics(reports, lambda metrics: metrics.update(noise={}))
+    assert "No wrong labels were planted" in Page(render_page(read_story(reports))).words
+
+
+def test_long_tables_are_cut_and_say_so(reports):
+    lines = [f"c{i},train,1" for i in range(350)]
+    (reports / "ingest/class_counts.csv").write_text("\n".join(["class,split,count", *lines]), "utf-8")
+    page = Page(render_page(read_story(reports)))
+    assert "150 more rows in reports/ingest/class_counts.csv" in page.words
+
+
+def test_same_story_same_bytes(reports):
+    assert render_page(read_story(reports)) == render_page(read_story(reports))
+
+
+def test_small_pieces():
+    assert headline(Story({}))[1] == "none"
+    assert flatten({"a": {"b": 1, "c": [1, 2.5]}, "d": None}) == [("a.b", "1"), ("a.c", "1, 2.5"), ("d", "")]
+    assert (cell_text(0.123456), cell_text(float("nan")), cell_text(3)) == ("0.1235", "", "3")

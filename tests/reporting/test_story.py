@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from stages.reporting import story as module
+from stages.reporting.story import fallbacks, histories, read_story, verdict
+
+
+def test_reads_what_the_stages_wrote(reports):
+    story = read_story(reports)
+    assert story.metrics["test_images"] == 40
+    assert story.level == "95 %"
+    assert story.table("evaluate/treatments.csv")["class"].tolist()[1] == "NA"
+    assert story.table("evaluate/treatments.csv")["given"].sum() == 5
+    assert story.table("ingest/quarantine.parquet")["reason"].tolist() == ["not_an_image"]
+    assert set(story.summaries) == {"ingest"}
+    assert [row["class"] for row in story.quality][1] == "NA"
+
+
+def test_class_names_stay_text(reports):
+    path = reports / "ingest/class_counts.csv"
+    path.write_text("class,split,count\n007,train,3\n1.0,train,4\n", "utf-8")
+    table = read_story(reports).table("ingest/class_counts.csv")
+    assert table["class"].tolist() == ["007", "1.0"]
+    assert table["count"].sum() == 7
+
+
+def test_pictures_are_pngs_of_known_stages(reports):
+    (reports / "private").mkdir()
+    (reports / "private/a.png").write_bytes((reports / "detect_noise/label_errors.png").read_bytes())
+    pictures = read_story(reports).pictures
+    assert [(picture.stage, picture.name) for picture in pictures] == [("detect_noise", "label_errors.png")]
+    assert pictures[0].data == (reports / "detect_noise/label_errors.png").read_bytes()
+
+
+def test_a_picture_too_large_for_a_page_is_named_without_its_bytes(reports, monkeypatch):
+    monkeypatch.setattr(module, "_LARGEST_PICTURE", 100)
+    pictures = read_story(reports).pictures
+    assert [(picture.name, picture.data) for picture in pictures] == [("label_errors.png", b"")]
+
+
+def test_evaluates_own_files_may_lie_elsewhere(reports, tmp_path):
+    partial = tmp_path / "evaluate.partial"
+    (reports / "evaluate").rename(partial)
+    assert read_story(reports).metrics == {}
+    assert read_story(reports, partial).metrics["test_images"] == 40
+
+
+def test_nothing_written_and_nonsense_written_are_left_out(tmp_path):
+    empty = read_story(tmp_path / "nowhere")
+    assert (empty.metrics, empty.tables, empty.quality, empty.pictures) == ({}, {}, [], [])
+    assert empty.table("evaluate/per_class.csv").empty
+    (tmp_path / "ingest").mkdir()
+    (tmp_path / "synthesize").mkdir()
+    (tmp_path / "ingest/summary.json").write_text("{", "utf-8")
+    (tmp_path / "ingest/quarantine.parquet").write_bytes(b"PAR1 not")
+    (tmp_path / "ingest/class_counts.csv").write_text("", "utf-8")
+    (tmp_path / "synthesize/quality.json").write_text("[1, null]", "utf-8")
+    nonsense = read_story(tmp_path)
+    assert (nonsense.summaries, nonsense.tables, nonsense.quality) == ({}, {}, [])
+
+
+@pytest.mark.parametrize("shape", ["mapping", "list", "nested"])
+def test_fallbacks_in_words(reports, shape):
+    rows = {"a": {"decision": "accepted"}, "b": {"decision": "fallback", "reason": "too few"}}
+    listed = [{"class": name, **row} for name, row in rows.items()]
+    content = {"mapping": rows, "list": listed, "nested": {"classes": rows}}[shape]
+    (reports / "synthesize/quality.json").write_text(json.dumps(content), "utf-8")
+    assert fallbacks(read_story(reports)) == [("b", "too few")]
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "high", "said"),
+    [
+        ("macro_f1", 0.01, 0.05, "better"),
+        ("macro_f1", -0.05, -0.01, "worse"),
+        ("macro_f1", -0.01, 0.05, "not shown to help"),
+        ("macro_f1", 0.0, 0.05, "not shown to help"),
+        ("expected_calibration_error", -0.05, -0.01, "better"),
+        ("expected_calibration_error", 0.01, 0.05, "worse"),
+        ("expected_calibration_error", -0.01, 0.0, "not shown to help"),
+    ],
+)
+def test_verdict(metric, low, high, said):
+    assert verdict(metric, {"value": (low + high) / 2, "low": low, "high": high}) == said
+
+
+def test_histories(reports):
+    models, gan = histories(reports)
+    assert set(models) == {"baseline"}
+    assert models["baseline"]["train_loss"].tolist() == [1.0, 0.5]
+    assert models["baseline"]["val_loss"].isna().all()
+    assert gan.empty

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from stages.errors import WinnowError
+from stages.reporting.story import Story, read_story
+from stages.reporting.summary import WIDTH, main, summarise
+
+
+@pytest.fixture
+def text(reports):
+    return summarise(read_story(reports))
+
+
+def test_scores_with_intervals_and_the_gain(text):
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert lines[0] == "Scores on 40 test images, with 95 % intervals"
+    assert lines[1] == "macro-F1 balanced accuracy worst-class recall"
+    assert "baseline" + " 0.500 [0.480, 0.520]" * 3 in lines
+    assert "fine-tuned" + " 0.600 [0.580, 0.620]" * 3 in lines
+    assert "gain*" + " +0.100 [+0.080, +0.120]" * 3 in lines
+    assert "better better better" in lines
+
+
+def test_order_of_the_parts(text):
+    parts = ["Scores on", "Noise detector", "Training split, by class", "Synthesis fell back", "Look further"]
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+    assert "precision 0.800   recall 0.750   F1 0.774" in text
+
+
+def test_treatments_by_class_with_total_and_fallback(text):
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "class given dropped relabelled gained real augmented synthesised by" in lines
+    assert "NA 2 2 2 2 2 4 4 random" in lines
+    assert "all 5 5 5 5 5 4 4" in lines
+    assert "NA: 2 real images" in lines
+
+
+def test_fits_the_terminal_also_with_many_classes_and_long_names(reports):
+    table = (reports / "evaluate/treatments.csv").read_text("utf-8").splitlines()
+    rows = [f"{'long name ' * 9}{i},{table[2].split(',', 1)[1]}" for i in range(60)]
+    (reports / "evaluate/treatments.csv").write_text("\n".join([table[0], *rows]), "utf-8")
+    quality = {
+        f"{'long name ' * 9}{i}": {"decision": "fallback", "reason": "because " * 30} for i in range(60)
+    }
+    (reports / "synthesize/quality.json").write_text(json.dumps(quality), "utf-8")
+    text = summarise(read_story(reports))
+    assert max(map(len, text.splitlines())) <= WIDTH
+    assert "40 more classes in reports/evaluate/treatments.csv" in text
+    assert "40 more in reports/synthesize/quality.json" in text
+
+
+def test_commands_to_look_further(text):
+    for command in ("make ui", "make flow", "reports/evaluate/index.html", "make review", "dvc metrics diff"):
+        assert command in text.split("Look further")[1]
+
+
+def test_no_terminal_codes_from_class_names(reports):
+    path = reports / "evaluate/treatments.csv"
+    path.write_text(path.read_text("utf-8").replace("\nNA,", "\n\x1b[2J,"), "utf-8")
+    assert "\x1b" not in summarise(read_story(reports))
+
+
+def test_nothing_planted_is_said(reports):
+    path = reports / "evaluate/metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"noise": {}}), "utf-8")
+    assert "nothing was planted" in summarise(read_story(reports))
+
+
+def test_before_any_run_it_is_one_line_and_status_2(tmp_path, monkeypatch, capsys):
+    with pytest.raises(WinnowError, match="run `dvc repro`"):
+        summarise(Story({}))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_main_prints_the_summary(reports, monkeypatch, capsys):
+    monkeypatch.chdir(reports.parent)
+    main()
+    assert capsys.readouterr().out.rstrip("\n") == summarise(read_story(reports))

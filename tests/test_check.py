@@ -1,0 +1,115 @@
+"""What the first stage refuses before anything runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.check import check_params, main
+from stages.errors import WinnowError
+from stages.params import Params
+
+ROOT = Path(__file__).resolve().parent.parent
+VALID = Path("reports/check/valid.txt")
+
+Make = Callable[..., Params]
+
+
+@pytest.fixture
+def catalogue(workspace: Path) -> Path:
+    (workspace / "data/raw").mkdir()
+    return Path(shutil.copy(ROOT / "data/raw/dvc.yaml", workspace / "data/raw/dvc.yaml"))
+
+
+def mine(changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"ingest.source": "mine", "simulate.enabled": False, **(changes or {})}
+
+
+def test_the_shipped_file_is_valid_before_anything_is_fetched(catalogue: Path) -> None:
+    main([])
+    first = VALID.read_bytes()
+    assert sorted(path.name for path in VALID.parent.iterdir()) == ["valid.txt"]
+    params = Path("params.yaml")
+    params.write_text(params.read_text("utf-8").replace("epochs: 40", "epochs: 41"), "utf-8")
+    main([])
+    assert VALID.read_bytes() == first
+
+
+def test_a_mistake_ends_with_status_2_and_one_line(catalogue: Path) -> None:
+    main([])
+    params = Path("params.yaml")
+    params.write_text(params.read_text("utf-8").replace("color: grey", "color: blue"), "utf-8")
+    command = [sys.executable, "-m", "stages.check"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert "ingest.color = 'blue'" in line
+    assert "'grey' or 'rgb'" in line
+    assert VALID.is_file()  # the last good run's output stays
+
+
+def test_a_source_of_ones_own_has_to_be_there(catalogue: Path, make_params: Make) -> None:
+    with pytest.raises(WinnowError, match=r"ingest\.source = 'mine': there is no such path"):
+        check_params(make_params(mine()))
+    Path("mine").mkdir()
+    assert check_params(make_params(mine())) == []
+
+
+def test_a_tracked_source_may_be_brought_later(catalogue: Path, make_params: Make) -> None:
+    Path("mine.dvc").touch()
+    (note,) = check_params(make_params(mine()))
+    assert "dvc pull mine.dvc" in note
+    assert "dvc checkout mine.dvc" in note
+
+
+def test_planting_is_for_the_catalogue_only(catalogue: Path, make_params: Make) -> None:
+    Path("mine").mkdir()
+    with pytest.raises(WinnowError, match=r"simulate\.enabled = True"):
+        check_params(make_params(mine({"simulate.enabled": True})))
+    assert check_params(make_params({"ingest.source": "data/raw/cifar10"})) == []
+
+
+def test_an_unknown_transform_is_refused(catalogue: Path, make_params: Make) -> None:
+    with pytest.raises(WinnowError, match=r"augment\.policy"):
+        check_params(make_params({"augment.policy": [{"name": "Sparkle", "args": {}}]}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"backbone": "weights.safetensors"},
+            "finetune.backbone = 'weights.safetensors': there is no such path",
+        ),
+        ({"backbone": "models/finetune"}, "cannot start from its own output"),
+        ({"backbone": "models/baseline", "pretrained": "ResNet18_Weights.DEFAULT"}, "only one can be used"),
+        ({"pretrained": "ResNet18_Weights.BEST"}, "torchvision has no weights of this name"),
+        ({"pretrained": "resnet18"}, "torchvision has no weights of this name"),
+        ({"pretrained": "VGG11_Weights.DEFAULT"}, "must be one of resnet18, resnet34, resnet50"),
+        ({"pretrained": "ResNet18_Weights.DEFAULT", "architecture": "resnet34"}, "are for resnet18"),
+    ],
+)
+def test_backbones_that_cannot_work(
+    catalogue: Path, make_params: Make, changes: dict[str, str], said: str
+) -> None:
+    with pytest.raises(WinnowError) as caught:
+        check_params(make_params({f"finetune.{key}": value for key, value in changes.items()}))
+    assert said in str(caught.value)
+
+
+def test_backbones_that_can_work(catalogue: Path, make_params: Make) -> None:
+    Path("weights.pth").touch()
+    for changes in (
+        {"finetune.backbone": "weights.pth"},
+        {"finetune.backbone": "models/baseline"},
+        {"finetune.pretrained": "ResNet18_Weights.IMAGENET1K_V1", "finetune.architecture": "resnet18"},
+    ):
+        assert check_params(make_params(changes)) == []

@@ -1,0 +1,212 @@
+"""The data contract: ids, views, and writing that is whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.dataset import (
+    DELTA_COLUMNS,
+    LEDGER_COLUMNS,
+    Dataset,
+    bytes_id,
+    derived_id,
+    empty_delta,
+    label_indices,
+    new_file,
+    new_folder,
+    pixel_id,
+    read_array,
+    read_dataset,
+    sample_seed,
+    split_hash,
+    split_view,
+    training_view,
+    write_dataset,
+    write_json,
+    write_table,
+)
+from stages.errors import WinnowError
+
+
+@pytest.fixture
+def ledger(tiny_dataset: Dataset) -> pd.DataFrame:
+    """A ledger that keeps everything as it is."""
+    samples = tiny_dataset.samples
+    return pd.DataFrame(
+        {
+            "sample_id": samples["sample_id"],
+            "split": samples["split"],
+            "given_label": samples["label"],
+            "label": samples["label"],
+            "action": "keep",
+            "weight": 1.0,
+            "score": 1.0,
+            "reason": "",
+            "decided_by": "policy",
+        }
+    )[LEDGER_COLUMNS]
+
+
+def delta(base: Dataset, label: str, count: int, weight: float) -> Dataset:
+    parent = base.samples["sample_id"].iloc[0]
+    samples = pd.DataFrame(
+        {
+            "sample_id": [derived_id(parent, "copy", i) for i in range(count)],
+            "row": range(count),
+            "split": "train",
+            "label": label,
+            "source": "copy",
+            "width": 16,
+            "height": 16,
+            "parent_id": parent,
+            "method": "copy",
+            "weight": weight,
+        }
+    )
+    return Dataset(np.full((count, *base.image_shape), 9, np.uint8), samples, base.classes)
+
+
+def test_ids_are_fixed_for_ever() -> None:
+    """Frozen splits, reviews and lock files refer to them: these values must never change."""
+    image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    assert bytes_id(b"winnow") == "f1c01ae726fd268e"
+    assert pixel_id(image) == "7a2bc60dc0a6f896"
+    assert derived_id("a", "m", 1) == "a4efef9022160363"
+    assert sample_seed(0, "a") == 2372608467
+    assert pixel_id(image) == pixel_id(np.asfortranarray(image))
+    assert pixel_id(image) != pixel_id(image.reshape(4, 1, 3))
+    assert derived_id("a", "m", 1) != derived_id("a", "m", 2)
+
+
+def test_sample_seeds_depend_on_both_parts() -> None:
+    seeds = {sample_seed(seed, name) for seed in range(3) for name in ("a", "b")}
+    assert len(seeds) == 6
+    assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_labels_become_indices_and_unknown_ones_are_named() -> None:
+    assert label_indices(["b", "a", "b"], ["a", "b"]).tolist() == [1, 0, 1]
+    with pytest.raises(ValueError, match="unknown class names: zebra"):
+        label_indices(["a", "zebra"], ["a", "b"])
+
+
+def test_images_and_rows_must_match(tiny_dataset: Dataset) -> None:
+    with pytest.raises(ValueError, match="images but"):
+        Dataset(tiny_dataset.images[1:], tiny_dataset.samples, tiny_dataset.classes)
+
+
+def test_a_dataset_round_trips_and_stays_on_disk(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    with new_folder(tmp_path / "base") as folder:
+        write_dataset(folder, tiny_dataset)
+    read = read_dataset(tmp_path / "base")
+    assert isinstance(read.images, np.memmap)
+    assert (read.images == tiny_dataset.images).all()
+    pd.testing.assert_frame_equal(read.samples, tiny_dataset.samples)
+    assert read.classes == tiny_dataset.classes
+    assert read.image_shape == (16, 16, 1)
+
+
+def test_what_is_not_there_is_said_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(WinnowError, match=r"images\.npy is not there: run `dvc repro`"):
+        read_dataset(tmp_path)
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="allow_pickle"):
+        read_array(tmp_path / "a.npy")
+
+
+def test_a_view_is_one_split_with_its_own_pixels(tiny_dataset: Dataset) -> None:
+    view = split_view(tiny_dataset, "train")
+    assert view.class_counts.tolist() == [30, 20, 10]
+    assert (view.weights == 1).all()
+    for image, sample_id in zip(view.images, view.sample_ids, strict=True):
+        assert pixel_id(image) == sample_id
+
+
+def test_the_ledger_drops_relabels_and_weighs(tiny_dataset: Dataset, ledger: pd.DataFrame) -> None:
+    ledger.loc[0, "action"] = "drop"
+    ledger.loc[1, ["label", "action"]] = ["c", "relabel"]
+    ledger.loc[2, ["weight", "action"]] = [0.5, "reweight"]
+    shuffled = ledger.sample(frac=1, random_state=0)
+    view = split_view(tiny_dataset, "train", shuffled)
+    ids = tiny_dataset.samples["sample_id"]
+    assert view.class_counts.tolist() == [28, 20, 11]
+    assert ids[0] not in set(view.sample_ids)
+    labels = dict(zip(view.sample_ids, view.labels, strict=True))
+    weights = dict(zip(view.sample_ids, view.weights, strict=True))
+    assert labels[ids[1]] == 2
+    assert weights[ids[2]] == 0.5
+    for image, sample_id in zip(view.images, view.sample_ids, strict=True):
+        assert pixel_id(image) == sample_id
+
+
+def test_deltas_come_behind_the_base(tiny_dataset: Dataset, ledger: pd.DataFrame) -> None:
+    view = training_view(tiny_dataset, ledger, [delta(tiny_dataset, "c", 4, 0.3), empty_delta(tiny_dataset)])
+    assert view.class_counts.tolist() == [30, 20, 14]
+    assert (view.images[-4:] == 9).all()
+    assert view.weights[-4:] == pytest.approx(0.3)
+    assert len(view) == 64
+
+
+def test_a_delta_for_other_classes_is_refused(tiny_dataset: Dataset) -> None:
+    made = delta(tiny_dataset, "c", 1, 1.0)
+    with pytest.raises(ValueError, match="other classes"):
+        training_view(tiny_dataset, None, [Dataset(made.images, made.samples, ["a", "c"])])
+
+
+def test_an_empty_delta_has_the_columns_and_types_of_a_full_one(tiny_dataset: Dataset) -> None:
+    empty = empty_delta(tiny_dataset)
+    full = delta(tiny_dataset, "a", 2, 1.0)
+    assert list(empty.samples.columns) == DELTA_COLUMNS
+    assert empty.samples.dtypes.to_dict() == full.samples.dtypes.to_dict()
+
+
+def test_the_split_hash_sees_labels_but_not_order(tiny_dataset: Dataset, ledger: pd.DataFrame) -> None:
+    plain = split_hash(tiny_dataset, "test")
+    assert split_hash(tiny_dataset, "test", ledger) == plain
+    turned = Dataset(tiny_dataset.images, tiny_dataset.samples.iloc[::-1], tiny_dataset.classes)
+    assert split_hash(turned, "test") == plain
+    ledger.loc[ledger["split"] == "train", "label"] = "a"
+    assert split_hash(tiny_dataset, "test", ledger) == plain
+    ledger.loc[ledger.index[-1], "label"] = "a"
+    assert split_hash(tiny_dataset, "test", ledger) != plain
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with new_folder(target) as folder:
+        (folder / "old").touch()
+    with pytest.raises(RuntimeError), new_folder(target) as folder:
+        (folder / "new").touch()
+        raise RuntimeError
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]
+    with new_folder(target) as folder:
+        (folder / "new").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "new"]
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "out.txt"
+    with new_file(target) as partial:
+        partial.write_text("old")
+    with pytest.raises(RuntimeError), new_file(target) as partial:
+        partial.write_text("new")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_the_same_content_gives_the_same_bytes(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_table(tmp_path / f"{name}.parquet", tiny_dataset.samples.sample(frac=1, random_state=0))
+        write_json(tmp_path / f"{name}.json", {"é": 1.5})
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "c.json", float("nan"))

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages import evaluate
+from stages.dataset import (
+    DELTA_COLUMNS,
+    TRUTH_COLUMNS,
+    Dataset,
+    derived_id,
+    empty_delta,
+    read_table,
+    split_view,
+    write_dataset,
+    write_json,
+    write_table,
+)
+from stages.learning.loop import Recipe, fit, pixel_statistics
+from stages.learning.models import ModelSpec, build_model
+from stages.learning.store import save_model
+from stages.tracking import StageRun
+
+MODELS = ("baseline", "train", "finetune")
+
+
+def make_ledger(samples: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "sample_id": samples["sample_id"],
+            "split": samples["split"],
+            "given_label": samples["label"],
+            "label": samples["label"],
+            "action": "keep",
+            "weight": 1.0,
+            "score": 0.9,
+            "reason": "",
+            "decided_by": "policy",
+        }
+    )
+
+
+def save(name: str, dataset: Dataset, epochs: int, classes: list[str] | None = None) -> None:
+    view = split_view(dataset, "train")
+    mean, std = pixel_statistics(view.images)
+    spec = ModelSpec("small_cnn", classes or dataset.classes, dataset.image_shape, mean, std)
+    model = build_model(spec, seed=0)
+    if epochs:
+        fit(model, view, Recipe(epochs, 4, 32, 0.01, precision="fp32"), seed=0, device="cpu", description="")
+    folder = Path("models", name)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(folder, model)
+
+
+_trained: dict[str, Path] = {}
+
+
+@pytest.fixture
+def models(tiny_dataset, tmp_path_factory) -> Path:
+    """The three models, trained once for all tests here: an untrained baseline, and two trained."""
+    if not _trained:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tmp_path_factory.mktemp("trained"))
+            for name, epochs in zip(MODELS, (0, 4, 6), strict=True):
+                save(name, tiny_dataset, epochs)
+            _trained["models"] = Path("models").absolute()
+    return _trained["models"]
+
+
+@pytest.fixture
+def finished(workspace, tiny_dataset, models) -> Path:
+    """A workspace in which every stage but evaluate has run."""
+    parameters = Path("params.yaml")
+    parameters.write_text(parameters.read_text("utf-8").replace("threads: 2", "threads: 1"), "utf-8")
+    shutil.copytree(models, "models")
+    samples = tiny_dataset.samples
+    for name in ("ingested", "augmented", "synthetic", "noise", "curated"):
+        Path("data", name).mkdir()
+    write_dataset(Path("data/ingested"), tiny_dataset)
+    write_dataset(Path("data/augmented"), empty_delta(tiny_dataset))
+    parent = samples["sample_id"][55]
+    made = (derived_id(parent, "gan", 0), 0, "train", "c", "", 16, 16, parent, "gan", 0.3)
+    one = Dataset(tiny_dataset.images[55:56], pd.DataFrame([made], columns=DELTA_COLUMNS), ["a", "b", "c"])
+    write_dataset(Path("data/synthetic"), one)
+    ledger = make_ledger(samples)
+    ledger.loc[0, ["label", "action"]] = ["b", "relabel"]
+    write_table(Path("data/curated/ledger.parquet"), ledger)
+    flagged = np.zeros(len(samples), bool)
+    flagged[[0, 1, 2, 70, 90]] = True  # two of them are not in the training split
+    issues = samples[["sample_id", "split"]].assign(is_label_issue=flagged)
+    write_table(Path("data/noise/issues.parquet"), issues)
+    truth = samples.loc[samples["split"] != "test", ["sample_id", "split"]].copy()
+    truth["given_label"] = truth["true_label"] = samples["label"]
+    truth.loc[[0, 1, 5, 61], "true_label"] = "c"
+    truth["removed"] = False
+    gone = {"sample_id": "f" * 16, "split": "train", "true_label": "a", "given_label": "b", "removed": True}
+    truth = pd.concat([truth, pd.DataFrame([gone])])[TRUTH_COLUMNS]
+    write_table(Path("data/truth.parquet"), truth)
+    for name in MODELS:
+        Path("reports", name).mkdir(parents=True)
+        rows = pd.DataFrame({"epoch": [1.0, 2.0], "train_loss": [1.0, 0.5], "val_accuracy": [0.5, 0.6]})
+        rows.to_csv(f"reports/{name}/history.csv", index=False)
+    return workspace
+
+
+def content() -> dict:
+    return json.loads(Path("reports/evaluate/metrics.json").read_text("utf-8"))
+
+
+def test_writes_the_metrics_that_others_rely_on(finished, tiny_dataset):
+    evaluate.main([])
+    metrics = content()
+    assert metrics["test_images"] == 30
+    assert len(metrics["test_set_hash"]) == 16
+    assert list(metrics["models"]) == list(MODELS)
+    assert list(metrics["gain"]) == ["train", "finetune"]
+    names = {"macro_f1", "balanced_accuracy", "worst_class_recall", "expected_calibration_error", "accuracy"}
+    for figures in (*metrics["models"].values(), *metrics["gain"].values()):
+        assert set(figures) == names
+        for figure in figures.values():
+            assert set(figure) == {"value", "low", "high"}
+            assert figure["low"] <= figure["high"]
+            assert all(value == round(value, 6) for value in figure.values())
+    for name in ("train", "finetune"):
+        for metric in names:
+            difference = (
+                metrics["models"][name][metric]["value"] - metrics["models"]["baseline"][metric]["value"]
+            )
+            assert metrics["gain"][name][metric]["value"] == pytest.approx(difference, abs=2e-6)
+    assert metrics["models"]["finetune"]["accuracy"]["value"] > 0.9
+    assert metrics["gain"]["finetune"]["accuracy"]["low"] > 0
+    assert metrics["samples"]["relabelled"] == 1
+    assert metrics["samples"]["synthesised_by"] == {"gan": 1}
+
+
+def test_noise_detector_is_scored_on_what_is_left_of_the_training_split(finished):
+    evaluate.main([])
+    # flagged 0, 1, 2; wrong 0, 1, 5
+    assert content()["noise"] == {
+        "precision": 0.666667,
+        "recall": 0.666667,
+        "f1": 0.666667,
+        "planted": 3,
+        "flagged": 3,
+    }
+
+
+@pytest.mark.parametrize("planted", ["no file", "empty table", "only removed"])
+def test_noise_is_empty_where_nothing_was_planted(finished, planted):
+    truth = Path("data/truth.parquet")
+    if planted == "no file":
+        truth.unlink()
+    else:
+        table = read_table(truth)
+        write_table(truth, table.iloc[:0] if planted == "empty table" else table.assign(removed=True))
+    issues = read_table(Path("data/noise/issues.parquet"))
+    assert evaluate.noise_scores(issues, truth) == {}
+
+
+def test_tables_and_pictures(finished, tiny_dataset):
+    evaluate.main([])
+    folder = Path("reports/evaluate")
+    text = dict.fromkeys(("label", "predicted", *MODELS), str)
+    predictions = pd.read_csv(folder / "predictions.csv", dtype=text)
+    test = tiny_dataset.samples[tiny_dataset.samples["split"] == "test"]
+    assert predictions["sample_id"].tolist() == test["sample_id"].tolist()
+    assert predictions["label"].tolist() == test["label"].tolist()
+    assert (predictions["predicted"] == predictions["finetune"]).all()
+    accuracy = (predictions["predicted"] == predictions["label"]).mean()
+    assert accuracy == pytest.approx(content()["models"]["finetune"]["accuracy"]["value"], abs=1e-6)
+    per_class = pd.read_csv(folder / "per_class.csv")
+    assert list(per_class) == ["model", "class", "support", "precision", "recall", "f1"]
+    assert len(per_class) == 9
+    recalls = per_class[per_class["model"] == "finetune"]["recall"]
+    assert recalls.mean() == pytest.approx(
+        content()["models"]["finetune"]["balanced_accuracy"]["value"], abs=1e-5
+    )
+    for name in ("confusion", "reliability", "recall", "curves"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    page = (folder / "index.html").read_text("utf-8")
+    assert page.count("data:image/png;base64,") == 4
+    assert "points of balanced accuracy" in page
+
+
+def test_two_runs_write_the_same_bytes(finished):
+    written = []
+    for _ in range(2):
+        evaluate.main([])
+        written.append({p.name: p.read_bytes() for p in Path("reports/evaluate").iterdir()})
+    assert written[0] == written[1]
+    assert not list(Path("reports").glob("*.partial"))
+
+
+def test_a_gan_gets_its_curves(finished):
+    Path("reports/synthesize").mkdir()
+    Path("reports/synthesize/gan_history.csv").write_text(
+        "step,d_loss,g_loss\n0,1.0,2.0\n50,0.5,1.5\n", "utf-8"
+    )
+    evaluate.main([])
+    assert Path("reports/evaluate/gan_curves.png").exists()
+
+
+def test_a_corrected_test_split_is_another_one(finished, tiny_dataset):
+    evaluate.main([])
+    before = content()
+    ledger = read_table(Path("data/curated/ledger.parquet"))
+    rows = ledger.index[ledger["split"] == "test"]
+    ledger.loc[rows[0], ["label", "action", "decided_by"]] = ["c", "relabel", "reviewer"]
+    ledger.loc[rows[1], ["action", "decided_by"]] = ["drop", "reviewer"]
+    write_table(Path("data/curated/ledger.parquet"), ledger)
+    evaluate.main([])
+    after = content()
+    assert after["test_images"] == before["test_images"] - 1
+    assert after["test_set_hash"] != before["test_set_hash"]
+    labels = pd.read_csv("reports/evaluate/predictions.csv")["label"]
+    assert labels.value_counts().to_dict() == {"a": 8, "b": 10, "c": 11}
+
+
+def test_logs_figures_and_report_and_adopts_the_stages(finished, monkeypatch):
+    seen: dict[str, object] = {}
+    monkeypatch.setattr(StageRun, "log_metrics", lambda self, values: seen.update(values))
+    monkeypatch.setattr(StageRun, "log_artifacts", lambda self, folder: seen.update(folder=folder))
+    monkeypatch.setattr(StageRun, "adopt_stages", lambda self: seen.update(adopted=True))
+    evaluate.main([])
+    metrics = content()
+    assert seen["finetune.macro_f1"] == metrics["models"]["finetune"]["macro_f1"]["value"]
+    assert seen["gain.finetune.macro_f1.low"] == metrics["gain"]["finetune"]["macro_f1"]["low"]
+    assert seen["noise.f1"] == metrics["noise"]["f1"]
+    assert seen["samples.synthesised_by.gan"] == 1
+    assert seen["folder"] == Path("reports/evaluate")
+    assert seen["adopted"]
+
+
+def fails(capsys) -> str:
+    """The one line that evaluate ends with."""
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main([])
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    return line
+
+
+def test_mistakes_end_in_one_line_and_leave_the_last_report(finished, tiny_dataset, capsys):
+    evaluate.main([])
+    before = Path("reports/evaluate/metrics.json").read_bytes()
+    capsys.readouterr()
+
+    save("train", tiny_dataset, 0, classes=["a", "b", "d"])
+    assert "models/train knows other classes than data/ingested" in fails(capsys)
+
+    wide = Dataset(np.repeat(tiny_dataset.images, 2, axis=2), tiny_dataset.samples, tiny_dataset.classes)
+    save("train", wide, 0)
+    assert "models/train takes images of another shape" in fails(capsys)
+
+    Path("models/train/model.safetensors").write_bytes(b"not weights")
+    save_spec = json.loads(Path("models/baseline/model.json").read_text("utf-8"))
+    write_json(Path("models/train/model.json"), save_spec)
+    assert "models/train/model.safetensors is not a weights file" in fails(capsys)
+
+    Path("models/train/model.json").unlink()
+    assert "models/train" in fails(capsys)
+
+    ledger = read_table(Path("data/curated/ledger.parquet"))
+    ledger.loc[ledger["split"] == "test", "action"] = "drop"
+    write_table(Path("data/curated/ledger.parquet"), ledger)
+    assert "the test split has no images" in fails(capsys)
+
+    assert Path("reports/evaluate/metrics.json").read_bytes() == before

@@ -1,0 +1,117 @@
+"""`dvc.yaml` against the code: what a stage imports is what DVC watches."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from ruamel.yaml import YAML
+
+# A new log line, a clearer message or another way to start a process retrains nothing.
+EXEMPT = {"stages/__init__.py", "stages/errors.py", "stages/params.py", "stages/runtime.py"}
+EXEMPT_ROOMS = ("stages/tracking",)
+
+GRAPH = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text("utf-8"))
+STAGES = GRAPH["stages"]
+CATALOGUE = YAML(typ="safe").load((ROOT / "data/raw/dvc.yaml").read_text("utf-8"))["stages"]
+
+
+def module_of(stage: dict) -> str:
+    python, flag, module, *_ = stage["cmd"].split()
+    assert (python, flag) == ("python", "-m")
+    return module
+
+
+def file_of(module: str) -> str | None:
+    path = Path(*module.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if (ROOT / candidate).is_file():
+            return candidate.as_posix()
+    return None
+
+
+def imported(path: str) -> set[str]:
+    """The project's files that a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            if name.split(".")[0] != "stages":
+                continue
+            parts = name.split(".")
+            # importing a module runs the __init__ of the packages above it
+            found |= {file for end in range(1, len(parts) + 1) if (file := file_of(".".join(parts[:end])))}
+    return found
+
+
+def needed(path: str) -> set[str]:
+    """A module and all that it reaches by imports; exempt files are not looked into."""
+    seen, queue = set(), [path]
+    while queue:
+        file = queue.pop()
+        if file in seen or file in EXEMPT or file.startswith(EXEMPT_ROOMS):
+            continue
+        seen.add(file)
+        queue += imported(file)
+    return seen
+
+
+def is_docstring_only(path: str) -> bool:
+    return all(isinstance(node, ast.Expr) for node in ast.parse((ROOT / path).read_text("utf-8")).body)
+
+
+def missing(path: str, deps: list[str]) -> set[str]:
+    covered = {
+        file for file in needed(path) if any(file == dep or file.startswith(dep + "/") for dep in deps)
+    }
+    return {file for file in needed(path) - covered if not is_docstring_only(file)}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_all_code_that_a_stage_imports_is_a_dependency(name: str):
+    path = file_of(module_of(STAGES[name]))
+    assert path is not None
+    assert missing(path, STAGES[name]["deps"]) == set()
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_all_code_of_the_catalogue_is_a_dependency(name: str):
+    assert missing("stages/fetch.py", CATALOGUE[name]["deps"]) == set()
+
+
+def test_the_walk_sees_imports_inside_functions_and_through_rooms():
+    assert "stages/learning/models.py" in needed("stages/detect_noise.py")
+    assert missing("stages/detect_noise.py", ["stages/detect_noise.py"]) != set()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_dependency_on_code_is_there_and_used(name: str):
+    path = file_of(module_of(STAGES[name]))
+    for dep in STAGES[name]["deps"]:
+        if dep.startswith("stages/"):
+            assert (ROOT / dep).exists(), dep
+            used = {file for file in needed(path) if file == dep or file.startswith(dep + "/")}
+            assert used, f"{name} does not use {dep}"
+
+
+def test_rooms_know_nothing_of_dvc_prefect_mlflow_and_parameters():
+    forbidden = {"dvc", "prefect", "mlflow", "stages.params", "stages.tracking"}
+    for path in sorted((ROOT / "stages").glob("*/*.py")):
+        relative = path.relative_to(ROOT).as_posix()
+        if relative.startswith(EXEMPT_ROOMS) or relative == "stages/learning/pyfunc.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            bad = {n for n in names if n in forbidden or n.split(".")[0] in forbidden}
+            assert not bad, f"{relative} imports {bad}"
+
+
+def test_every_section_of_params_is_some_stages_parameter(params_dict):
+    used = {name.split(".")[0] for stage in STAGES.values() for name in stage.get("params", [])}
+    assert used == set(params_dict)

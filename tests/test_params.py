@@ -1,0 +1,128 @@
+"""The schema of params.yaml: each mistake in one line with key, value and what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.errors import WinnowError
+from stages.params import Params, load_params, parse_params
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_shipped_file_is_valid() -> None:
+    params = load_params(ROOT / "params.yaml")
+    assert params.ingest.source == "data/raw/digits"
+    assert params.train.learning_rate == 0.005
+
+
+def test_every_key_must_be_given(params_dict: dict[str, Any]) -> None:
+    """No default hides in the schema, where DVC would not see it."""
+    for section, content in params_dict.items():
+        for key in content if isinstance(content, dict) else []:
+            raw = {**params_dict, section: {name: value for name, value in content.items() if name != key}}
+            with pytest.raises(WinnowError, match=f"{section}.{key}: missing"):
+                parse_params(raw)
+        with pytest.raises(WinnowError, match=f"{section}: missing"):
+            parse_params({name: value for name, value in params_dict.items() if name != section})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("ingest.image_size", "16", ["ingest.image_size = '16'", "integer"]),
+        ("ingest.image_size", 12, ["ingest.image_size = 12", "multiple of 8"]),
+        ("ingest.val_share", 1.0, ["ingest.val_share = 1.0", "less than 1"]),
+        ("ingest.val_share", float("nan"), ["ingest.val_share = nan", "finite"]),
+        ("ingest.source", "", ["ingest.source = ''", "at least 1 character"]),
+        ("simulate.enabled", "yes", ["simulate.enabled = 'yes'", "boolean"]),
+        ("simulate.imbalance", 0.5, ["simulate.imbalance = 0.5", "greater than or equal to 1"]),
+        ("simulate.max_per_class", 0, ["simulate.max_per_class = 0", "greater than or equal to 1"]),
+        ("augment.target", "most", ["augment.target = 'most'", "'majority' or 'median'", "integer"]),
+        ("synthesize.gan.width", 12, ["synthesize.gan.width = 12", "multiple of 8"]),
+        ("train.precision", "fp16", ["train.precision = 'fp16'", "'auto', 'fp32' or 'bf16'"]),
+        ("seed", -1, ["seed = -1", "greater than or equal to 0"]),
+        ("seed", True, ["seed = True", "integer"]),
+        ("train", 3, ["train = 3"]),
+    ],
+)
+def test_wrong_values_are_named(
+    make_params: Callable[..., Params], key: str, value: object, said: list[str]
+) -> None:
+    with pytest.raises(WinnowError) as caught:
+        make_params({key: value})
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in ["params.yaml", *said]:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("trian", "trian: unknown key; did you mean 'train'?"),
+        ("train.epoch", "train.epoch: unknown key; did you mean 'epochs'?"),
+        (
+            "ingest.zzz",
+            "ingest.zzz: unknown key; allowed here: color, image_size, source, test_share, val_share",
+        ),
+        ("synthesize.gan.step", "synthesize.gan.step: unknown key; did you mean 'steps'?"),
+    ],
+)
+def test_unknown_keys_get_a_suggestion(make_params: Callable[..., Params], key: str, said: str) -> None:
+    with pytest.raises(WinnowError) as caught:
+        make_params({key: 1})
+    assert said in str(caught.value)
+
+
+def test_an_unknown_key_in_a_transform(make_params: Callable[..., Params]) -> None:
+    with pytest.raises(WinnowError, match=r"augment\.policy\.0\.arg: unknown key; did you mean 'args'"):
+        make_params({"augment.policy": [{"name": "Affine", "args": {}, "arg": {}}]})
+
+
+def test_what_does_not_go_together_is_named(make_params: Callable[..., Params]) -> None:
+    with pytest.raises(WinnowError, match=r"ingest: val_share \+ test_share must be less than 1"):
+        make_params({"ingest.val_share": 0.5, "ingest.test_share": 0.5})
+    with pytest.raises(WinnowError, match=r"finetune: head_epochs \+ epochs must be at least 1"):
+        make_params({"finetune.head_epochs": 0, "finetune.epochs": 0})
+
+
+def test_all_mistakes_are_said_at_once(make_params: Callable[..., Params]) -> None:
+    with pytest.raises(WinnowError) as caught:
+        make_params({"seed": "a", "train.epochs": 0})
+    assert "seed = 'a'" in str(caught.value)
+    assert "train.epochs = 0" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"seed: [0\n", "not valid YAML"),
+        (b"seed: \xff\n", "not valid YAML"),
+        (b"- 1\n", "must hold a mapping of sections, not list"),
+        (b"", "must hold a mapping of sections, not NoneType"),
+    ],
+)
+def test_files_that_are_no_params(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    with pytest.raises(WinnowError) as caught:
+        load_params(path)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(WinnowError, match="run from the root of the repository"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    text = (ROOT / "params.yaml").read_text("utf-8").replace("learning_rate: 0.005", "learning_rate: 5e-3")
+    path.write_text(text, "utf-8")
+    assert load_params(path).train.learning_rate == 0.005

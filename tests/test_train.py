@@ -1,0 +1,131 @@
+import json
+
+import pandas as pd
+import pytest
+
+from stages import train
+from stages.dataset import (
+    Dataset,
+    derived_id,
+    empty_delta,
+    new_folder,
+    read_ledger,
+    training_view,
+    write_dataset,
+    write_table,
+)
+from stages.learning.store import load_model
+
+TINY = {
+    "train.epochs": 2,
+    "train.batch_size": 16,
+    "finetune.head_epochs": 1,
+    "finetune.epochs": 2,
+}
+
+
+def keep_all(dataset: Dataset) -> pd.DataFrame:
+    """A ledger that keeps everything but the first sample, and halves the second."""
+    samples = dataset.samples
+    ledger = pd.DataFrame(
+        {"sample_id": samples["sample_id"], "split": samples["split"], "given_label": samples["label"],
+         "label": samples["label"], "action": "keep", "weight": 1.0, "score": 0.5, "reason": "",
+         "decided_by": "policy"}
+    )  # fmt: skip
+    ledger.loc[0, ["action", "weight"]] = ["drop", 0.0]
+    ledger.loc[1, ["action", "weight"]] = ["reweight", 0.5]
+    return ledger
+
+
+def delta_of(dataset: Dataset, method: str, count: int) -> Dataset:
+    rows = dataset.samples[dataset.samples["label"] == "c"].head(count)
+    ids = rows["sample_id"].tolist()
+    samples = rows.assign(
+        row=range(count), split="train", parent_id=ids, method=method, weight=0.3,
+        sample_id=[derived_id(parent, method, 0) for parent in ids],
+    )  # fmt: skip
+    return Dataset(dataset.images[rows["row"].to_numpy()], samples, dataset.classes)
+
+
+@pytest.fixture
+def prepared(tiny_dataset: Dataset, workspace, make_params, monkeypatch) -> Dataset:
+    """A workspace as the stages before train leave it: 6 augmented samples, 4 synthetic ones."""
+    deltas = {
+        "augmented": delta_of(tiny_dataset, "augment", 6),
+        "synthetic": delta_of(tiny_dataset, "gan", 4),
+    }
+    for name, dataset in {"ingested": tiny_dataset, **deltas}.items():
+        with new_folder(workspace / "data" / name) as folder:
+            write_dataset(folder, dataset)
+    with new_folder(workspace / "data/curated") as folder:
+        write_table(folder / "ledger.parquet", keep_all(tiny_dataset))
+    params = make_params(TINY)
+    monkeypatch.setattr("stages.runtime.load_params", lambda: params)
+    return tiny_dataset
+
+
+def summary(workspace, name: str) -> dict:
+    return json.loads((workspace / "reports" / name / "summary.json").read_text())
+
+
+def test_train_sees_curated_augmented_and_synthetic_samples(prepared, workspace):
+    train.main([])
+    assert summary(workspace, "train")["images"] == 59 + 6 + 4
+    assert summary(workspace, "train")["images_by_class"] == {"a": 29, "b": 20, "c": 20}
+    assert load_model(workspace / "models/train").spec.classes == ["a", "b", "c"]
+    history = pd.read_csv(workspace / "reports/train/history.csv")
+    assert history["epoch"].tolist() == [1, 2]
+    assert {"train_loss", "val_loss", "val_accuracy"} <= set(history.columns)
+
+
+def test_deltas_can_be_left_out_by_a_parameter(prepared, workspace, make_params, monkeypatch):
+    params = make_params(TINY | {"train.use_augmented": False, "train.use_synthetic": False})
+    monkeypatch.setattr("stages.runtime.load_params", lambda: params)
+    train.main([])
+    assert summary(workspace, "train")["images"] == 59
+
+
+def test_baseline_sees_the_untreated_split_with_the_steps_of_train_and_finetune(prepared, workspace):
+    train.main([])
+    train.main(["--view", "raw"])
+    baseline = summary(workspace, "baseline")
+    assert baseline["images"] == 60
+    # an epoch is four steps of 16 for the 60 ingested images, whatever the treatments added
+    assert summary(workspace, "train")["steps"] == 2 * 4
+    assert baseline["steps"] == (2 + 1 + 2) * 4
+
+
+def test_the_baseline_needs_nothing_that_a_treatment_wrote(prepared, workspace):
+    import shutil
+
+    for name in ("curated", "augmented", "synthetic"):
+        shutil.rmtree(workspace / "data" / name)
+    train.main(["--view", "raw"])
+    assert (workspace / "models/baseline/model.safetensors").is_file()
+
+
+def test_two_runs_write_the_same_bytes(prepared, workspace):
+    written = []
+    for _ in range(2):
+        train.main([])
+        files = [*(workspace / "models/train").iterdir(), *(workspace / "reports/train").iterdir()]
+        written.append({file.name: file.read_bytes() for file in files})
+    assert written[0] == written[1]
+
+
+def test_a_missing_input_is_one_line_with_what_to_do(prepared, workspace, capsys):
+    (workspace / "data/curated/ledger.parquet").unlink()
+    with pytest.raises(SystemExit) as error:
+        train.main([])
+    assert error.value.code == 2
+    err = capsys.readouterr().err.strip().splitlines()
+    assert len(err) == 1
+    assert "ledger.parquet is not there: run `dvc repro`" in err[0]
+    assert not (workspace / "models").exists()
+
+
+def test_weights_of_ledger_and_delta_reach_the_view(prepared, workspace):
+    view = training_view(prepared, read_ledger(), [delta_of(prepared, "gan", 4), empty_delta(prepared)])
+    assert len(view) == 59 + 4
+    assert view.weights[0] == 0.5
+    assert view.weights[-4:].tolist() == pytest.approx([0.3] * 4)
