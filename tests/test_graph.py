@@ -30,10 +30,19 @@ def file_of(module: str) -> str | None:
     return None
 
 
+class _WithoutTypeChecking(ast.NodeTransformer):
+    def visit_If(self, node: ast.If):
+        """What is imported for the type checker alone changes no result."""
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return None
+        return self.generic_visit(node)
+
+
 def imported(path: str) -> set[str]:
-    """The project's files that a file imports, also inside functions."""
+    """The project's files that a file imports when it runs, also inside functions."""
     found = set()
-    for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8"))):
+    tree = _WithoutTypeChecking().visit(ast.parse((ROOT / path).read_text("utf-8")))
+    for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

@@ -1,0 +1,191 @@
+"""The suspects that `detect_noise` found: in what order they come up, and what speaks for and against."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stages.dataset import Dataset
+from stages.errors import WinnowError
+
+Kind = Literal["label_error", "outlier", "near_duplicate"]
+KINDS: dict[Kind, str] = {
+    "label_error": "Label errors",
+    "outlier": "Outliers",
+    "near_duplicate": "Near-duplicates",
+}
+_FLAGS: dict[Kind, str] = {
+    "label_error": "is_label_issue",
+    "outlier": "is_outlier_issue",
+    "near_duplicate": "is_near_duplicate_issue",
+}
+_ORDER: dict[Kind, list[str]] = {
+    "label_error": ["label_score", "sample_id"],
+    "outlier": ["outlier_score", "sample_id"],
+    "near_duplicate": ["near_duplicate_set", "near_duplicate_score", "sample_id"],
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample with everything that is known about it, as a page shows it.
+
+    Attributes
+    ----------
+    given, suggested : class names; None for an unlabelled sample
+    label_score, suggested_score : probabilities of the two, 0 to 1
+    outlier_score : 0 to 1, low is unlike the others
+    kinds : what it is suspected of
+    duplicate_set : number of its set of near-duplicates, -1 for none
+    action, label, reason, decided_by : the ledger's columns; empty where `curate` has not run on it
+    """
+
+    sample_id: str
+    split: str
+    source: str
+    width: int
+    height: int
+    given: str | None
+    suggested: str | None
+    label_score: float | None
+    suggested_score: float | None
+    outlier_score: float
+    kinds: tuple[Kind, ...]
+    duplicate_set: int
+    action: str = ""
+    label: str = ""
+    reason: str = ""
+    decided_by: str = ""
+
+
+class Evidence:
+    """The ingested samples with issues, embeddings and, where there is one, the ledger.
+
+    Parameters
+    ----------
+    base : the ingested dataset
+    issues : as `noise.issues.build_issues` makes them, a row a sample of `base`
+    embeddings : float, N×D, in the order of `base`
+    ledger : `dataset.LEDGER_COLUMNS`, or None
+
+    Raises
+    ------
+    WinnowError
+        Where issues or embeddings are of other samples than `base`.
+    """
+
+    def __init__(
+        self,
+        base: Dataset,
+        issues: pd.DataFrame,
+        embeddings: NDArray[np.floating],
+        ledger: pd.DataFrame | None = None,
+    ) -> None:
+        same = len(issues) == len(embeddings) == len(base.samples)
+        if not same or not np.array_equal(issues["sample_id"], base.samples["sample_id"]):
+            raise WinnowError(
+                "data/noise was made from other samples than data/ingested holds: run `dvc repro`"
+            )
+        self.base = base
+        self.classes = base.classes
+        self._issues = issues.reset_index(drop=True)
+        self._embeddings = embeddings
+        self._ledger = None if ledger is None else ledger.set_index("sample_id")
+        self._position = {str(name): at for at, name in enumerate(issues["sample_id"])}
+        self._orders = {kind: self._ordered(kind) for kind in KINDS}
+        self._queues: dict[tuple[str, str, str], tuple[str, ...]] = {}
+
+    def _ordered(self, kind: Kind) -> pd.DataFrame:
+        suspects = self._issues[self._issues[_FLAGS[kind]].to_numpy(bool)]
+        return suspects.sort_values(_ORDER[kind])[["sample_id", "split", "given_label"]]
+
+    def __contains__(self, sample_id: object) -> bool:
+        return sample_id in self._position
+
+    def queue(self, kind: Kind, split: str = "", given: str = "") -> tuple[str, ...]:
+        """Ids of the suspects of one kind, the worst first; of one split or class where named."""
+        key = (kind, split, given)
+        if key not in self._queues:
+            rows = self._orders[kind]
+            if split:
+                rows = rows[rows["split"] == split]
+            if given:
+                rows = rows[rows["given_label"] == given]
+            self._queues[key] = tuple(map(str, rows["sample_id"]))
+        return self._queues[key]
+
+    def sample(self, sample_id: str) -> Sample:
+        """Everything known about a sample; a KeyError for an unknown id."""
+        at = self._position[sample_id]
+        issue: dict[str, Any] = self._issues.iloc[at].to_dict()
+        source = self.base.samples.iloc[at]
+        decided: dict[str, str] = {}
+        if self._ledger is not None and sample_id in self._ledger.index:
+            entry = self._ledger.loc[sample_id]
+            decided = {name: _text(entry[name]) or "" for name in ("action", "label", "reason", "decided_by")}
+        return Sample(
+            sample_id=sample_id,
+            split=str(issue["split"]),
+            source=str(source["source"]),
+            width=int(source["width"]),
+            height=int(source["height"]),
+            given=_text(issue["given_label"]),
+            suggested=_text(issue["suggested_label"]),
+            label_score=_number(issue["label_score"]),
+            suggested_score=_number(issue["suggested_score"]),
+            outlier_score=float(issue["outlier_score"]),
+            kinds=tuple(kind for kind in KINDS if issue[_FLAGS[kind]]),
+            duplicate_set=int(issue["near_duplicate_set"]),
+            **decided,
+        )
+
+    def neighbours(self, sample_id: str, count: int = 3) -> list[tuple[Sample, float]]:
+        """The nearest other samples of any split by cosine of the embeddings, -1 to 1, nearest first."""
+        at = self._position[sample_id]
+        cosines = self._embeddings @ np.asarray(self._embeddings[at]) / (self._norms * self._norms[at])
+        cosines[at] = -np.inf
+        count = min(count, len(cosines) - 1)
+        nearest = np.argpartition(-cosines, count)[:count] if count else np.zeros(0, np.int64)
+        nearest = nearest[np.argsort(-cosines[nearest], kind="stable")]
+        return [(self.sample(self._name(place)), float(cosines[place])) for place in nearest]
+
+    def near_duplicates(self, sample_id: str, most: int = 6) -> list[Sample]:
+        """Other members of its set of near-duplicates, in the order of the base."""
+        number = self._issues["near_duplicate_set"].iat[self._position[sample_id]]
+        if number < 0:
+            return []
+        members = np.flatnonzero(self._issues["near_duplicate_set"].to_numpy() == number)
+        names = [self._name(place) for place in members]
+        return [self.sample(name) for name in names if name != sample_id][:most]
+
+    def png(self, sample_id: str) -> bytes:
+        """The image as ingested, grey or RGB, as a PNG file."""
+        from PIL import Image
+
+        row = int(self.base.samples["row"].iat[self._position[sample_id]])
+        pixels = np.ascontiguousarray(self.base.images[row])
+        buffer = io.BytesIO()
+        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def _name(self, place: np.integer) -> str:
+        return str(self._issues["sample_id"].iat[int(place)])
+
+    @cached_property
+    def _norms(self) -> NDArray[np.floating]:
+        norms: NDArray[np.floating] = np.linalg.norm(self._embeddings, axis=1)
+        return np.maximum(norms, np.finfo(np.float32).tiny ** 0.5)
+
+
+def _text(value: Any) -> str | None:
+    return None if pd.isna(value) else str(value)
+
+
+def _number(value: Any) -> float | None:
+    return None if pd.isna(value) else float(value)
