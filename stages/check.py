@@ -44,7 +44,9 @@ def check_params(params: Params, catalogue: Path = CATALOGUE) -> list[str]:
     """
     from stages.synthesis.augmentation import validate_policy
 
-    validate_policy([(transform.name, transform.args) for transform in params.augment.policy])
+    size, channels = params.ingest.image_size, 1 if params.ingest.color == "grey" else 3
+    policy = [(transform.name, transform.args) for transform in params.augment.policy]
+    validate_policy(policy, image_shape=(size, size, channels))
     notes = _check_source(Path(params.ingest.source), catalogue)
     if params.simulate.enabled:
         refuse_planting(Path(params.ingest.source), catalogue)

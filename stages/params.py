@@ -19,6 +19,7 @@ from ruamel.yaml.error import YAMLError
 from stages.errors import WinnowError
 
 PARAMS_FILE = Path("params.yaml")
+_LARGEST_GAN_IMAGE = 64  # pixels
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -201,6 +202,15 @@ class Params(Section):
     finetune: Finetune
     evaluate: Evaluate
 
+    @model_validator(mode="after")
+    def _images_the_gan_can_make(self) -> Self:
+        if self.synthesize.method == "gan" and self.ingest.image_size > _LARGEST_GAN_IMAGE:
+            raise ValueError(
+                f"synthesize.method = 'gan' makes images of up to {_LARGEST_GAN_IMAGE} pixels, and "
+                f"ingest.image_size = {self.ingest.image_size}: choose smote or random, or a smaller size"
+            )
+        return self
+
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
     """Read and validate ``params.yaml``.
@@ -242,6 +252,8 @@ def _describe(error: Any) -> str:
     if error["type"] == "missing":
         return f"{key}: missing; every key must be given"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if not key:
+        return message
     if isinstance(error["input"], Mapping):
         return f"{key}: {message}"
     return f"{key} = {error['input']!r}: {message}"

@@ -1,6 +1,7 @@
 """Killed in the middle of any stage, the next `dvc repro` ends as if nothing had happened."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -17,11 +18,14 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> dict:
-    place = clone(tmp_path_factory.mktemp("undisturbed"))
+def undisturbed(tmp_path_factory) -> tuple[Path, dict]:
+    """A clone in which nothing ran, and the lock file of another that nobody disturbed."""
+    fresh = clone(tmp_path_factory.mktemp("fresh"))
+    place = tmp_path_factory.mktemp("undisturbed") / "clone"
+    shutil.copytree(fresh, place)
     result = run(place, "dvc", "repro", WINNOW_TRACKING="off")
     assert result.returncode == 0, result.stderr
-    return lock_of(place)
+    return fresh, lock_of(place)
 
 
 def stage_processes(place: Path) -> list[psutil.Process]:
@@ -48,7 +52,9 @@ def start_until(place: Path, stage: str) -> subprocess.Popen:
 
 @pytest.mark.parametrize("whole_group", [True, False], ids=["group", "dvc-alone"])
 def test_killed_in_every_stage_it_ends_with_the_same_lock(tmp_path, undisturbed, whole_group: bool):
-    place = clone(tmp_path / "clone")
+    fresh, expected = undisturbed
+    place = tmp_path / "clone"
+    shutil.copytree(fresh, place)
     for stage in STAGES:
         dvc = start_until(place, stage)
         if whole_group:
@@ -62,5 +68,5 @@ def test_killed_in_every_stage_it_ends_with_the_same_lock(tmp_path, undisturbed,
         assert stage_processes(place) == [], f"{stage} went on without its parent"
     result = run(place, "dvc", "repro", WINNOW_TRACKING="off")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert lock_of(place) == undisturbed
+    assert lock_of(place) == expected
     assert not list(place.glob("**/*.partial"))

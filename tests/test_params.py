@@ -126,3 +126,9 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     text = (ROOT / "params.yaml").read_text("utf-8").replace("learning_rate: 0.005", "learning_rate: 5e-3")
     path.write_text(text, "utf-8")
     assert load_params(path).train.learning_rate == 0.005
+
+
+def test_a_gan_for_images_it_cannot_make_is_refused(make_params):
+    with pytest.raises(WinnowError, match=r"'gan' makes images of up to 64 pixels.*ingest\.image_size = 128"):
+        make_params({"ingest.image_size": 128})
+    assert make_params({"ingest.image_size": 128, "synthesize.method": "smote"}).ingest.image_size == 128
