@@ -20,10 +20,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stages.errors import WinnowError
 from stages.params import Params, load_params
 from stages.tracking import StageRun, stage_run
+
+if TYPE_CHECKING:
+    import psutil
 
 LOCKS = Path(".winnow/locks")
 _SHELLS = {"sh", "bash", "dash", "zsh", "fish", "ksh"}
@@ -142,9 +146,26 @@ def end_with_parent() -> None:
     if ancestor.name() in _REAPERS and "dvc" not in " ".join(ancestor.cmdline()):
         os._exit(137)  # DVC had gone before we could ask: only an orphan is this one's child
 
+    watched = [ancestor]
+    # A flow killed by SIGKILL leaves DVC running in its own session: the stage ends with either.
+    if os.environ.get("WINNOW_FLOW_PID", "").isdigit():
+        try:
+            watched.append(psutil.Process(int(os.environ["WINNOW_FLOW_PID"])))
+        except psutil.NoSuchProcess:
+            os._exit(137)
+
     def watch() -> None:
-        while ancestor.is_running() and ancestor.status() != psutil.STATUS_ZOMBIE:
+        while all(_alive(process) for process in watched):
             time.sleep(_WATCH_SECONDS)
         os._exit(137)
 
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+def _alive(process: psutil.Process) -> bool:
+    import psutil
+
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -14,7 +14,7 @@ from stages.learning.models import ModelSpec, build_model
 from stages.learning.store import save_model
 from stages.params import Params
 from stages.tracking import stage_run
-from stages.tracking.model import requirements
+from stages.tracking.model import as_tracking_uri, requirements
 from stages.tracking.records import open_store, spool_folder
 
 # Run outside the repository, where neither `stages` nor an editable install is to be found.
@@ -81,19 +81,16 @@ def _spec(dataset: Dataset) -> ModelSpec:
 def test_model_has_signature_example_and_requirements_and_nothing_pickled(logged: str, tracked: Path):
     import mlflow
 
-    mlflow.set_tracking_uri(f"sqlite:///{tracked / 'mlflow.db'}")
-    try:
+    with as_tracking_uri(f"sqlite:///{tracked / 'mlflow.db'}"):
         folder = Path(mlflow.artifacts.download_artifacts(logged))
         info = mlflow.models.get_model_info(logged)
         model = mlflow.pyfunc.load_model(logged)
-    finally:
-        mlflow.set_tracking_uri("")
     (tensor,) = info.signature.inputs.inputs
     assert tensor.type == np.uint8
     assert tensor.shape == (-1, 16, 16, 1)
     assert info.signature.outputs.input_names() == ["label", "p_a", "p_b", "p_c"]
     example = json.loads((folder / "input_example.json").read_text())
-    assert np.asarray(example["inputs"]).shape == (2, 16, 16, 1)
+    assert np.asarray(example).shape == (2, 16, 16, 1)
     lines = (folder / "requirements.txt").read_text().split()
     assert {line.partition("==")[0] for line in lines} == {
         "mlflow",
@@ -159,6 +156,6 @@ def test_what_is_no_model_is_a_warning_and_waits_for_nothing(
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 3
     assert "does not hold a Winnow model" in said[0]
-    assert "the example, uint8 (90, 8, 16, 1), is not what" in said[1]
+    assert "the example, uint8 (105, 8, 16, 1), is not what" in said[1]
     assert "model.safetensors is not there" in said[2]
     assert not spool_folder().exists()
