@@ -19,6 +19,7 @@ from PIL import Image
 
 from stages.errors import WinnowError
 from stages.runtime import clean_exit, end_with_parent, only_writer
+from stages.tracking import stage_run
 
 RAW = Path("data/raw")
 TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}
@@ -157,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
         end_with_parent()
         if options.given is not None and options.name == "digits":
             raise WinnowError("digits comes with scikit-learn: leave --from out")
-        with only_writer(f"fetch-{options.name}"):
+        with only_writer(f"fetch-{options.name}"), stage_run(options.name, None):
             print(f"fetch: {options.name} is in {fetch(options.name, given=options.given)}")
 
 

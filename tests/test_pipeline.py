@@ -49,7 +49,8 @@ def test_mlflow_has_one_parent_with_a_child_for_each_stage(built, monkeypatch):
     parents = [r for r in runs if r not in children]
     assert len(parents) == 1
     assert {r.data.tags["mlflow.parentRunId"] for r in children} == {parents[0].info.run_id}
-    assert {r.info.run_name for r in children} >= set(STAGES)
+    assert {r.info.run_name for r in children} == {*STAGES, "digits"}
+    assert not any(r.data.tags.get("winnow.restored") for r in runs)
     assert all(r.info.status == "FINISHED" for r in runs)
     assert parents[0].data.metrics
 

@@ -85,7 +85,7 @@ class TrackedRun(StageRun):
     store : None once the server has failed
     """
 
-    def __init__(self, name: str, params: Params) -> None:
+    def __init__(self, name: str, params: Params | None) -> None:
         self.store: Store | None = None
         self.record = Record(name, now(), pid=os.getpid())
         self._lineage: Lineage | None = None
@@ -169,13 +169,13 @@ class TrackedRun(StageRun):
         self.record.execution = execution.to_json()
         self._flush()
 
-    def _describe(self, name: str, params: Params) -> None:
+    def _describe(self, name: str, params: Params | None) -> None:
         """Tags, parameters and inputs, from DVC where it started this stage."""
         record = self.record
         record.tags = {f"{TAG}stage": name, f"{TAG}lineage": "none: run by hand"}
         record.tags |= context_tags("stage")
         if "DVC_STAGE" not in os.environ:
-            values = params.model_dump(mode="json")
+            values = params.model_dump(mode="json") if params is not None else {}
             own = {key: value for key, value in values.items() if key == name or not isinstance(value, dict)}
             record.params = text_params(own)
             return
@@ -215,13 +215,13 @@ class TrackedRun(StageRun):
 
 
 @contextmanager
-def stage_run(name: str, params: Params) -> Iterator[StageRun]:
+def stage_run(name: str, params: Params | None) -> Iterator[StageRun]:
     """The MLflow run of a stage: FINISHED, FAILED, or KILLED where it was interrupted.
 
     Parameters
     ----------
     name : of the stage; DVC's own address takes its place where DVC started it
-    params : the whole of `params.yaml`
+    params : the whole of `params.yaml`; None for a stage that does without
     """
     if tracking_off():
         yield StageRun()
