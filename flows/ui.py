@@ -60,9 +60,13 @@ def serve(commands: list[list[str]], options: argparse.Namespace) -> None:
     """Run both until one ends or the user interrupts; then stop both, with all they started."""
     log = Path(".winnow/ui.log")
     log.parent.mkdir(exist_ok=True)
+    # MLflow's job runner is eight more processes, for features that nobody uses here.
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | os.environ
     with log.open("w") as output:
         servers = [
-            subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+            subprocess.Popen(
+                command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
             for command in commands
         ]
         print(f"MLflow   http://{HOST}:{options.mlflow_port}")

@@ -135,7 +135,9 @@ def _experiment(client: MlflowClient, uri: str) -> str:
         local = uri.startswith("sqlite:")
         place = (tracking_root() / "mlartifacts").as_uri() if local else None
         try:
-            return client.create_experiment(name, artifact_location=place)
+            # Without the kind MLflow's UI opens on its pages for language models.
+            kind = {"mlflow.experimentKind": "custom_model_development"}
+            return client.create_experiment(name, artifact_location=place, tags=kind)
         except MlflowException:
             found = client.get_experiment_by_name(name)  # another process was faster
             if found is None:
