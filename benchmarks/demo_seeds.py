@@ -2,6 +2,7 @@
 
     python -m benchmarks.demo_seeds                    five seeds of `simulate`: other planted problems
     python -m benchmarks.demo_seeds --vary training    five seeds of training on the same planted data
+    python -m benchmarks.demo_seeds --vary both        both at once: what a new user may expect
 
 Each seed is a whole `dvc repro` in a copy of this working tree. Finished seeds are kept in
 .winnow/bench/ and not run again as long as code and parameters are the same.
@@ -32,6 +33,7 @@ from stages.runtime import clean_exit
 _PLACE = Path(".winnow/bench/demo_seeds")
 _MODELS = ("baseline", "train", "finetune")
 _RESAMPLES = 10_000
+_KEYS = {"simulate": ("simulate.seed",), "training": ("seed",), "both": ("simulate.seed", "seed")}
 _CODE = ("stages/*.py", "stages/**/*.py", "dvc.yaml", "data/raw/dvc.yaml", "data/*.csv")
 
 
@@ -42,25 +44,25 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--vary", choices=("simulate", "training"), default="simulate", help="whose seed")
+    parser.add_argument("--vary", choices=tuple(_KEYS), default="simulate", help="whose seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="default: 0 to 4")
     options = parser.parse_args(argv)
     with clean_exit("demo_seeds"):
-        key = "simulate.seed" if options.vary == "simulate" else "seed"
-        runs = [_finished_run(key, seed) for seed in options.seeds]
-        print(report(key, options.seeds, runs))
+        keys = _KEYS[options.vary]
+        runs = [_finished_run(keys, seed) for seed in options.seeds]
+        print(report(" = ".join(keys), options.seeds, runs))
 
 
-def report(key: str, seeds: Sequence[int], runs: Sequence[dict[str, Any]]) -> str:
+def report(title: str, seeds: Sequence[int], runs: Sequence[dict[str, Any]]) -> str:
     """The table of the seeds and the figures over all of them."""
     columns = [f"{name} bal.acc." for name in _MODELS] + ["gain", "noise P", "noise R", "noise F1", "seconds"]
-    lines = [f"{key:>13} " + " ".join(f"{column:>18}" for column in columns)]
+    lines = [f"{title:>20} " + " ".join(f"{column:>18}" for column in columns)]
     for seed, run in zip(seeds, runs, strict=True):
         scores = [run["models"][name]["balanced_accuracy"]["value"] for name in _MODELS]
         noise = [run["noise"][name] for name in ("precision", "recall", "f1")]
         values = [*scores, scores[2] - scores[0], *noise]
         lines.append(
-            f"{seed:>13} " + " ".join(f"{value:>18.3f}" for value in values) + f" {run['seconds']:>18.0f}"
+            f"{seed:>20} " + " ".join(f"{value:>18.3f}" for value in values) + f" {run['seconds']:>18.0f}"
         )
     f1 = np.array([run["noise"]["f1"] for run in runs])
     lines.append(f"\nnoise detector, mean F1 over {len(runs)} seeds: {f1.mean():.3f} (sd {_sd(f1):.3f})")
@@ -111,20 +113,21 @@ def _sd(values: NDArray[np.float64]) -> float:
     return float(values.std(ddof=1)) if len(values) > 1 else float("nan")
 
 
-def _finished_run(key: str, seed: int) -> dict[str, Any]:
+def _finished_run(keys: Sequence[str], seed: int) -> dict[str, Any]:
     """The figures of one seed: from an earlier run of the same code and parameters, or run now."""
     params = YAML(typ="safe").load(Path("params.yaml").read_text("utf-8"))
-    section, _, name = key.rpartition(".")
-    (params[section] if section else params)[name] = seed
+    for key in keys:
+        section, _, name = key.rpartition(".")
+        (params[section] if section else params)[name] = seed
     kept = _PLACE / f"{_identity(params)}.json"
     if kept.is_file():
         done: dict[str, Any] = json.loads(kept.read_text("utf-8"))
         return done
-    workspace = _PLACE / f"{key}-{seed}"
+    workspace = _PLACE / f"{'-'.join(keys)}-{seed}"
     shutil.rmtree(workspace, ignore_errors=True)
     _copy_working_tree(workspace)
     YAML(typ="safe").dump(params, workspace / "params.yaml")
-    print(f"{key} = {seed}: dvc repro in {workspace}", file=sys.stderr, flush=True)
+    print(f"{' = '.join(keys)} = {seed}: dvc repro in {workspace}", file=sys.stderr, flush=True)
     start = time.monotonic()
     _repro(workspace)
     content = json.loads((workspace / "reports/evaluate/metrics.json").read_text("utf-8"))
