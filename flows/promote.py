@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Failed
 
 from stages.errors import WinnowError
-from stages.runtime import clean_exit
+from stages.runtime import clean_exit, require_root
 from stages.tracking.messages import brief
 from stages.tracking.model import as_tracking_uri
 from stages.tracking.records import TAG, Store, open_store, shown_uri, tracking_off
@@ -280,6 +280,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--force", action="store_true", help="also where the champion's test set was another")
     options = parser.parse_args(argv)
     with clean_exit("promote"):
+        require_root()
         verdict = promote_model(
             _store(), options.run, metric=options.metric, dry_run=options.dry_run, force=options.force
         )

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from stages.errors import WinnowError
-from stages.runtime import clean_exit
+from stages.runtime import clean_exit, require_root
 
 HOST = "127.0.0.1"  # never the network: neither server asks who is there
 _PATIENCE_SECONDS = 10
@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--prefect-port", type=int, default=4200, help="default: 4200")
     options = parser.parse_args(argv)
     with clean_exit("ui"):
+        require_root()
         for name, port in (("mlflow", options.mlflow_port), ("prefect", options.prefect_port)):
             check_port_is_free(name, port)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -85,6 +86,9 @@ def serve(commands: list[list[str]], options: argparse.Namespace) -> None:
 
 
 def _stop(servers: list[subprocess.Popen[bytes]]) -> None:
+    # A second Ctrl-C or SIGTERM may not cut this short: a server would be left behind.
+    for asked in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(asked, signal.SIG_IGN)
     for signal_number in (signal.SIGTERM, signal.SIGKILL):
         for server in servers:
             try:

@@ -47,16 +47,31 @@ def check_params(params: Params, catalogue: Path = CATALOGUE) -> list[str]:
     size, channels = params.ingest.image_size, 1 if params.ingest.color == "grey" else 3
     policy = [(transform.name, transform.args) for transform in params.augment.policy]
     validate_policy(policy, image_shape=(size, size, channels))
+    _check_device(params)
     notes = _check_source(Path(params.ingest.source), catalogue)
     if params.simulate.enabled:
         refuse_planting(Path(params.ingest.source), catalogue)
     return notes + _check_backbone(params.finetune)
 
 
+def _check_device(params: Params) -> None:
+    """A device that is asked for has to be there before a stage's outputs are taken away for it."""
+    if params.device in ("cuda", "mps"):
+        import torch
+
+        cuda = params.device == "cuda"
+        if not (torch.cuda.is_available() if cuda else torch.backends.mps.is_available()):
+            raise WinnowError(f"device = {params.device!r}: this machine has none; use auto or cpu")
+
+
 def _check_source(source: Path, catalogue: Path) -> list[str]:
     if is_catalogue_set(source, catalogue):
         return []
-    return _present("ingest.source", source, "put images there, or name a set of the catalogue")
+    remedy = "put images there, or name a set of the catalogue"
+    notes = _present("ingest.source", source, remedy)
+    if source.is_dir() and next((path for path in source.rglob("*") if path.is_file()), None) is None:
+        raise WinnowError(f"ingest.source = {str(source)!r}: the folder is empty; {remedy}")
+    return notes
 
 
 def _check_backbone(finetune: Finetune) -> list[str]:

@@ -167,7 +167,9 @@ def read_ledger(folder: Path = CURATED) -> pd.DataFrame:
 
 def _existing(path: Path) -> Path:
     if not path.exists():
-        raise WinnowError(f"{path} is not there: run `dvc repro`, or `dvc checkout` for the last good run's")
+        raise WinnowError(
+            f"{path} is not there: run `dvc repro`, or `dvc checkout dvc.yaml` for the last good run's"
+        )
     return path
 
 
@@ -240,10 +242,10 @@ def split_hash(base: Dataset, split: Split, ledger: pd.DataFrame | None = None) 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Write a folder beside, then rename: it is there whole or not at all.
+    """Write a folder beside, then rename: what is there is whole.
 
-    Yields the folder to write into. On success it takes the place of `path`, on an error it is
-    removed and what stood at `path` stays.
+    Yields the folder to write into. On success it takes the place of `path` (for a moment between
+    the two neither is there), on an error it is removed and what stood at `path` stays.
     """
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

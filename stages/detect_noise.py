@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 import numpy as np
@@ -34,11 +35,18 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     Reads data/ingested; writes data/noise (issues.parquet, pred_probs.npy, embeddings.npy) and
     reports/detect_noise.
     """
+    from stages.noise.issues import labels_can_be_judged
     from stages.reporting.figures import image_grid
 
     base = read_dataset(INGESTED)
     issues, pred_probs, embeddings, history = detect_noise(base, params.detect_noise, params)
     summary = summarise(issues)
+    if not labels_can_be_judged(base.samples, pred_probs, base.classes):
+        print(
+            "detect_noise: WARNING: in cross-validation the model is no better than guessing, so no label is "
+            "called wrong; raise detect_noise.epochs, lower batch_size, or bring more images",
+            file=sys.stderr,
+        )
     with new_folder(NOISE) as folder:
         write_table(folder / "issues.parquet", issues)
         np.save(folder / "pred_probs.npy", pred_probs)

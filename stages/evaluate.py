@@ -228,7 +228,7 @@ def draw_training(reports: Path, folder: Path) -> None:
         for title, column in panels.items()
     }
     figures.curves({title: by for title, by in lines.items() if by}, folder / "curves.png")
-    if len(gan.columns) > 1:
+    if len(gan) and len(gan.columns) > 1:
         x = gan.columns[0]
         values = {str(name): (gan[x].to_numpy(float), gan[name].to_numpy(float)) for name in gan.columns[1:]}
         figures.curves({"generator and critic": values}, folder / "gan_curves.png", x_label=str(x))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stages.errors import WinnowError
-from stages.runtime import clean_exit, end_with_parent, only_writer
+from stages.runtime import clean_exit, end_with_parent, only_writer, require_root
 from stages.tracking import stage_run
 
 RAW = Path("data/raw")
@@ -156,6 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     with clean_exit("fetch"):
         end_with_parent()
+        require_root()
         if options.given is not None and options.name == "digits":
             raise WinnowError("digits comes with scikit-learn: leave --from out")
         with only_writer(f"fetch-{options.name}"), stage_run(options.name, None):

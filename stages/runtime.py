@@ -77,6 +77,12 @@ def stage(
     return decorate
 
 
+def require_root() -> None:
+    """Refuse to work anywhere but in the root of the repository: what is written would litter."""
+    if not Path("dvc.yaml").is_file():
+        raise WinnowError(f"there is no dvc.yaml in {Path.cwd()}: run from the root of the repository")
+
+
 @contextlib.contextmanager
 def clean_exit(name: str) -> Iterator[None]:
     """Print a `WinnowError` as one line and exit with status 2; leave bugs their traceback."""

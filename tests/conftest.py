@@ -87,7 +87,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     No DVC repository, and tracking is off: the stages' functions run here as by hand.
     """
     (tmp_path / "data").mkdir()
-    for name in ("params.yaml", "data/reviews.csv", "data/splits.csv"):
+    for name in ("params.yaml", "dvc.yaml", "data/reviews.csv", "data/splits.csv"):
         shutil.copy(ROOT / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WINNOW_TRACKING", "off")

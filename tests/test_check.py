@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from stages.check import check_params, main
 from stages.errors import WinnowError
@@ -59,8 +60,17 @@ def test_a_mistake_ends_with_status_2_and_one_line(catalogue: Path) -> None:
 def test_a_source_of_ones_own_has_to_be_there(catalogue: Path, make_params: Make) -> None:
     with pytest.raises(WinnowError, match=r"ingest\.source = 'mine': there is no such path"):
         check_params(make_params(mine()))
-    Path("mine").mkdir()
+    Path("mine/a").mkdir(parents=True)
+    with pytest.raises(WinnowError, match=r"ingest\.source = 'mine': the folder is empty"):
+        check_params(make_params(mine()))
+    Path("mine/a/1.png").touch()
     assert check_params(make_params(mine())) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
+def test_a_device_that_is_not_there_is_said_before_anything_runs(catalogue: Path, make_params: Make) -> None:
+    with pytest.raises(WinnowError, match=r"device = 'cuda': this machine has none"):
+        check_params(make_params({"device": "cuda"}))
 
 
 def test_a_tracked_source_may_be_brought_later(catalogue: Path, make_params: Make) -> None:
@@ -72,6 +82,7 @@ def test_a_tracked_source_may_be_brought_later(catalogue: Path, make_params: Mak
 
 def test_planting_is_for_the_catalogue_only(catalogue: Path, make_params: Make) -> None:
     Path("mine").mkdir()
+    Path("mine/1.png").touch()
     with pytest.raises(WinnowError, match=r"simulate\.enabled = True"):
         check_params(make_params(mine({"simulate.enabled": True})))
     assert check_params(make_params({"ingest.source": "data/raw/cifar10"})) == []

@@ -176,6 +176,15 @@ def test_digits_take_no_folder(workspace: Path, capsys: pytest.CaptureFixture[st
     assert "leave --from out" in capsys.readouterr().err
 
 
+def test_outside_the_root_nothing_is_written(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (workspace / "dvc.yaml").unlink()
+    with pytest.raises(SystemExit) as caught:
+        main(["digits"])
+    assert caught.value.code == 2
+    assert "run from the root" in capsys.readouterr().err
+    assert not (workspace / "data/raw").exists()
+
+
 def test_the_command_line_needs_no_params(workspace: Path) -> None:
     (workspace / "params.yaml").unlink()
     main(["digits"])

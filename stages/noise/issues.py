@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 
 from stages.dataset import label_indices
-from stages.noise.labels import find_label_errors, suggest_labels
+from stages.noise.labels import better_than_chance, find_label_errors, suggest_labels
 
 ISSUE_COLUMNS = [
     "sample_id",
@@ -55,11 +55,13 @@ def build_issues(
     -------
     `ISSUE_COLUMNS`, in the order of `samples`. Scores lie between 0 and 1, and low is bad, as in
     cleanlab: `label_score` is the probability of the given label; `near_duplicate_set` numbers the
-    sets, -1 for none. Unlabelled samples have no label columns (NaN, False).
+    sets, -1 for none. Unlabelled samples have no label columns (NaN, False). Where the model is no
+    better than guessing at the training labels (`better_than_chance`), no label is called wrong.
     """
     table = samples[["sample_id", "split"]].copy()
     table["given_label"] = samples["label"]
     labelled = samples["label"].notna().to_numpy()
+    trusted = labels_can_be_judged(samples, pred_probs, classes)
     table["suggested_label"] = pd.Series(None, index=table.index, dtype="str")
     table[["suggested_score", "label_score"]] = np.nan
     table["is_label_issue"] = False
@@ -71,9 +73,17 @@ def build_issues(
         table.loc[where, "suggested_label"] = np.asarray(classes, dtype=object)[suggested]
         table.loc[where, "suggested_score"] = score
         table.loc[where, "label_score"] = probs[np.arange(len(labels)), labels]
-        table.loc[where, "is_label_issue"] = find_label_errors(labels, probs, rule)
+        if trusted:
+            table.loc[where, "is_label_issue"] = find_label_errors(labels, probs, rule)
     neighbourhood = _neighbourhood_issues(embeddings, neighbors)
     return pd.concat([table.reset_index(drop=True), neighbourhood], axis=1)[ISSUE_COLUMNS]
+
+
+def labels_can_be_judged(samples: pd.DataFrame, pred_probs: NDArray[np.float32], classes: list[str]) -> bool:
+    """Whether the out-of-sample probabilities know enough of the training labels to contradict them."""
+    training = (samples["split"] == "train").to_numpy()
+    labels = label_indices(samples.loc[training, "label"], classes)
+    return better_than_chance(labels, pred_probs[training].astype(np.float64))
 
 
 def _neighbourhood_issues(embeddings: NDArray[np.float32], neighbors: int) -> pd.DataFrame:

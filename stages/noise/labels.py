@@ -68,6 +68,25 @@ def find_label_errors(labels: ArrayLike, pred_probs: ArrayLike, rule: str = "aut
     return _by_cleanlab(given, probabilities, rule)
 
 
+def better_than_chance(labels: ArrayLike, pred_probs: ArrayLike) -> bool:
+    """Whether the model agrees with the given labels measurably more than guessing would.
+
+    The mean recall over the classes is held against 1/K by two standard errors. Where it does not
+    pass, the model has learned too little to contradict anybody, and its disagreements say nothing.
+
+    Parameters and errors are those of `find_label_errors`.
+    """
+    given, probabilities = _validated(labels, pred_probs)
+    if len(given) == 0:
+        return False
+    present, counts = np.unique(given, return_counts=True)
+    hit = probabilities.argmax(1) == given
+    recall = np.mean([hit[given == label].mean() for label in present])
+    chance = 1.0 / len(present)
+    error = float(np.sqrt((chance * (1.0 - chance) / counts).sum())) / len(present)
+    return bool(recall > chance + 2.0 * error)
+
+
 def label_margin(labels: NDArray[np.int64], pred_probs: NDArray[np.float64]) -> NDArray[np.float64]:
     """Probability of the given label less that of the likeliest other one: -1 to 1, low is bad."""
     rows = np.arange(len(labels))

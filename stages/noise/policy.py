@@ -102,18 +102,20 @@ def _apply_label_errors(
 
 
 def _keep_at_least(ledger: pd.DataFrame, least: int) -> None:
-    """Take back drops, the best-scored first, until no class has fewer than `least` for them.
+    """Take back what a class lost to the policy, until no class has fewer than `least` for it.
 
-    A class that had fewer to begin with keeps what it had.
+    Drops come back before relabels, and of each the best-scored first. A class that had fewer to
+    begin with keeps what it had.
     """
     training = ledger["split"] == "train"
     for name in ledger.loc[training, "given_label"].dropna().unique():
         kept = (training & (ledger["label"] == name) & (ledger["action"] != "drop")).sum()
-        dropped = ledger[training & (ledger["given_label"] == name) & (ledger["action"] == "drop")]
-        back = dropped.sort_values(["score", "sample_id"], ascending=[False, True])
+        lost = ledger["action"].isin(["drop", "relabel"])
+        back = ledger[training & (ledger["given_label"] == name) & lost]
+        back = back.sort_values(["action", "score", "sample_id"], ascending=[True, False, True])
         index = back.index[: max(0, least - int(kept))]
         ledger.loc[index, "reason"] = ledger.loc[index, "reason"] + ", but the class needs it"
-        ledger.loc[index, ["action", "weight"]] = ["keep", 1.0]
+        ledger.loc[index, ["label", "action", "weight"]] = [name, "keep", 1.0]
 
 
 def _apply_reviews(ledger: pd.DataFrame, reviews: pd.DataFrame) -> int:

@@ -97,7 +97,7 @@ def confusion_matrices(matrices: Mapping[str, NDArray[np.int64]], classes: list[
     classes : K names in index order
     path : the PNG to write
     """
-    size = float(np.clip(0.26 * len(classes) + 1.1, 2.8, 6.5))
+    size = float(np.clip(0.26 * len(classes) + 1.1, 3.4, 6.5))
     with _figure(size * len(matrices), size + 0.4, path) as figure:
         panels = figure.subplots(1, len(matrices), squeeze=False)[0]
         for number, (axes, (title, matrix)) in enumerate(zip(panels, matrices.items(), strict=True)):

@@ -31,6 +31,7 @@ def store(tmp_path: Path, migrated_database: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.delenv(name, raising=False)
     shutil.copy(migrated_database, tmp_path / "mlflow.db")
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").touch()
     return open_store()
 
 

@@ -38,6 +38,7 @@ def test_a_taken_port_is_named_with_a_way_out():
 
 
 def test_both_servers_answer_and_end_together(tmp_path):
+    (tmp_path / "dvc.yaml").touch()
     mlflow, prefect = free_port(), free_port()
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(sys.path),

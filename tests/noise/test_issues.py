@@ -66,3 +66,12 @@ def test_unlabelled_samples_have_no_label_to_be_wrong(judged):
     assert np.isnan(issues.loc[5, "label_score"])
     assert not issues.loc[5, "is_label_issue"]
     assert np.isfinite(issues.loc[5, "outlier_score"])
+
+
+def test_a_model_that_guesses_calls_no_label_wrong(tiny_dataset: Dataset):
+    rng = np.random.default_rng(0)
+    probs = rng.dirichlet(np.ones(3), len(tiny_dataset.samples)).astype(np.float32)
+    embeddings = rng.normal(size=(len(probs), 8)).astype(np.float32)
+    issues = build_issues(tiny_dataset.samples, probs, embeddings, ["a", "b", "c"], rule="auto", neighbors=5)
+    assert not issues["is_label_issue"].any()
+    assert issues["label_score"].notna().all()

@@ -3,7 +3,7 @@ import pytest
 
 from stages.errors import WinnowError
 from stages.noise import find_label_errors
-from stages.noise.labels import RULES, label_margin, suggest_labels
+from stages.noise.labels import RULES, better_than_chance, label_margin, suggest_labels
 
 
 def planted(noise: float, count: int = 600, classes: int = 5, seed: int = 0):
@@ -93,3 +93,13 @@ def test_an_unknown_rule_lists_the_rules():
     given, probs, _ = planted(0.2, count=20)
     with pytest.raises(WinnowError, match="prune_by_noise_rate"):
         find_label_errors(given, probs, "best")
+
+
+def test_a_model_that_learned_something_is_told_from_one_that_guesses():
+    given, probs, _ = planted(0.3)
+    assert better_than_chance(given, probs)
+    rng = np.random.default_rng(0)
+    assert not better_than_chance(given, rng.permutation(probs))
+    always_the_commonest = np.tile([0.9, 0.05, 0.05], (100, 1))
+    assert not better_than_chance(np.repeat([0, 1, 2], [80, 15, 5]), always_the_commonest)
+    assert not better_than_chance(np.zeros(0, int), np.zeros((0, 2)))

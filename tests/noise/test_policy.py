@@ -109,3 +109,13 @@ def test_changes_are_counted_by_given_class(samples, issues):
     changes = changes_by_class(decided(samples, issues)).set_index("class")
     assert changes.loc["a", ["given", "keep", "relabel", "drop", "curated"]].tolist() == [3, 1, 1, 1, 1]
     assert changes.loc["b", ["given", "keep", "curated"]].tolist() == [3, 3, 4]
+
+
+def test_relabels_are_taken_back_too_where_a_class_would_end_with_fewer(samples, issues):
+    # class a: one surely b, one perhaps b, one good; with a floor of 3 all of them stay
+    ledger = decided(samples, issues, replace(POLICY, min_per_class=3))
+    assert ledger.loc[:2, "label"].tolist() == ["a", "a", "a"]
+    assert ledger.loc[:2, "action"].tolist() == ["keep"] * 3
+    # with a floor of 2 the drop comes back and the sure relabel stands
+    ledger = decided(samples, issues, replace(POLICY, min_per_class=2))
+    assert ledger.loc[:2, "action"].tolist() == ["relabel", "keep", "keep"]
