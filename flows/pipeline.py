@@ -37,7 +37,6 @@ from flows.parent import Parent
 from flows.processes import StoppedError
 from flows.server import check_server
 from flows.workspace import Outcome, Workspace, workspace_lock
-from stages.check import check_params
 from stages.errors import WinnowError
 from stages.params import load_params
 from stages.runtime import clean_exit
@@ -225,7 +224,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     with clean_exit("flow"):
         # Mistakes are said before a server is started for them.
-        check_params(load_params())
+        load_params()
         with open_repo() as repo:
             pipeline_nodes(repo, options.targets)
         check_server(needed=False)
