@@ -43,11 +43,13 @@ def start_until(place: Path, stage: str) -> subprocess.Popen:
         ["dvc", "repro"], cwd=place, env=environment(WINNOW_TRACKING="off"), start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
+    said = []
     for line in dvc.stdout:
+        said.append(line)
         if line.startswith("Running stage") and line.split("'")[1].split(":")[-1] == stage:
             time.sleep(1.0)
             return dvc
-    raise AssertionError(f"{stage} did not run")
+    raise AssertionError(f"{stage} did not run:\n{''.join(said)}")
 
 
 @pytest.mark.parametrize("whole_group", [True, False], ids=["group", "dvc-alone"])
