@@ -36,7 +36,7 @@ def augment(
 ) -> Dataset:
     """The delta of transformed copies; empty where the policy is, or no class needs any.
 
-    A copy weighs `weight` times what the ledger gives its parent.
+    A copy weighs `weight` times what source and ledger give its parent.
 
     Raises
     ------

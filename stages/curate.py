@@ -16,13 +16,14 @@ from stages.dataset import (
     REVIEWS,
     Dataset,
     new_folder,
+    read_conflicts,
     read_dataset,
     read_table,
     write_json,
     write_table,
 )
 from stages.errors import WinnowError
-from stages.noise.policy import Policy, build_ledger, changes_by_class
+from stages.noise.policy import Policy, build_ledger, changes_by_class, count_unlabeled
 from stages.params import Params
 from stages.review.reviews import read_reviews
 from stages.runtime import stage
@@ -40,8 +41,10 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     """
     base = read_dataset(INGESTED)
     issues = read_table(NOISE / "issues.parquet")
+    conflicts = read_conflicts(INGESTED)
     reviews = read_reviews(REVIEWS, base.classes)
-    ledger, unknown = build_ledger(base.samples, issues, Policy(**params.curate.model_dump()), reviews)
+    policy = Policy(**params.curate.model_dump())
+    ledger, unknown = build_ledger(base.samples, issues, policy, reviews, conflicts)
     check_classes_survive(ledger, base.classes)
     if unknown:
         print(
@@ -51,18 +54,30 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
         )
     changes = changes_by_class(ledger)
     actions = {name: int(changes[name].sum()) for name in ("keep", "relabel", "reweight", "drop")}
-    summary = {"actions": actions, "reviews": len(reviews) - unknown, "reviews_of_unknown_samples": unknown}
+    unlabeled = count_unlabeled(base.samples, ledger)
+    summary = {
+        "actions": actions,
+        **({"unlabeled": unlabeled} if unlabeled else {}),
+        "conflicting_labels": int(conflicts["sample_id"].nunique()),
+        "reviews": len(reviews) - unknown,
+        "reviews_of_unknown_samples": unknown,
+    }
     with new_folder(CURATED) as folder:
         write_table(folder / "ledger.parquet", ledger)
     with new_folder(REPORTS / "curate") as folder:
         write_json(folder / "summary.json", summary)
         changes.to_csv(folder / "changes.csv", index=False)
-        queue = review_queue(base.samples, issues, ledger)
+        queue = review_queue(base.samples, issues, ledger, conflicts)
         queue.to_csv(folder / "review_queue.csv", index=False)
         _draw(base, ledger, folder)
     run.log_metrics({f"actions.{name}": count for name, count in actions.items()})
     run.log_artifacts(REPORTS / "curate")
     print("training split: " + ", ".join(f"{count} {name}" for name, count in actions.items()))
+    if unlabeled:
+        print(
+            f"unlabeled: {unlabeled['unlabeled']} samples, of which reviewers gave {unlabeled['labelled']} a "
+            f"label and dropped {unlabeled['dropped']}; the others are not trained on"
+        )
     print(
         f"{len(queue)} samples wait for review: {REPORTS / 'curate' / 'review_queue.csv'}, or `make review`"
     )
@@ -79,14 +94,26 @@ def check_classes_survive(ledger: pd.DataFrame, classes: list[str]) -> None:
         )
 
 
-def review_queue(samples: pd.DataFrame, issues: pd.DataFrame, ledger: pd.DataFrame) -> pd.DataFrame:
-    """Suspected label errors of every split that nobody has looked at, the least plausible first."""
-    open_ = (issues["is_label_issue"] & (ledger["decided_by"] != "reviewer")).to_numpy()
+def review_queue(
+    samples: pd.DataFrame, issues: pd.DataFrame, ledger: pd.DataFrame, conflicts: pd.DataFrame
+) -> pd.DataFrame:
+    """What nobody has looked at: conflicting labels, then suspected label errors of every split.
+
+    All tables but `conflicts` are in the same order. The least plausible labels come first; of
+    conflicts one label at least is wrong.
+    """
+    conflicting = issues["sample_id"].isin(conflicts["sample_id"]).to_numpy()
+    suspected = conflicting | issues["is_label_issue"].to_numpy(bool)
+    open_ = suspected & (ledger["decided_by"] != "reviewer").to_numpy()
     columns = ["sample_id", "split", "given_label", "suggested_label", "suggested_score", "label_score"]
     queue = issues.loc[open_, columns].assign(
-        action=ledger.loc[open_, "action"].to_numpy(), source=samples.loc[open_, "source"].to_numpy()
+        action=ledger.loc[open_, "action"].to_numpy(),
+        reason=ledger.loc[open_, "reason"].to_numpy(),
+        source=samples.loc[open_, "source"].to_numpy(),
+        first=~conflicting[open_],
     )
-    return queue.sort_values(["label_score", "sample_id"]).round(4)
+    queue = queue.sort_values(["first", "label_score", "sample_id"])
+    return queue.drop(columns="first").round(4)
 
 
 def _draw(base: Dataset, ledger: pd.DataFrame, folder: Path) -> None:
@@ -94,6 +121,7 @@ def _draw(base: Dataset, ledger: pd.DataFrame, folder: Path) -> None:
 
     changed = ledger[ledger["action"].isin(["drop", "relabel"]) & (ledger["split"] == "train")]
     changed = changed.sort_values(["score", "sample_id"]).head(_GALLERY)
+    changed = changed.assign(given_label=changed["given_label"].fillna("no label"))
     titles = [
         f"{row.given_label} → {row.label}" if row.action == "relabel" else f"{row.given_label} dropped"
         for row in changed.itertuples()

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,11 +22,22 @@ from numpy.typing import NDArray
 
 from stages.errors import WinnowError
 
-Split = Literal["train", "val", "test", "unlabeled"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test", "unlabeled")
+# Ids and splits belong to the contract: they are names of this module too.
+# ruff: noqa: PLC0414
+from stages.ids import SPLITS as SPLITS
+from stages.ids import Split as Split
+from stages.ids import bytes_id as bytes_id
+from stages.ids import derived_id as derived_id
+from stages.ids import pixel_id as pixel_id
+from stages.ids import sample_seed as sample_seed
 
-SAMPLE_COLUMNS = ["sample_id", "row", "split", "label", "source", "width", "height"]
-DELTA_COLUMNS = [*SAMPLE_COLUMNS, "parent_id", "method", "weight"]
+# `label` is null where `split` is `unlabeled`. `group` (16 hex) is what must not be separated:
+# near-duplicates, and what the source grouped; an image by itself has its own `sample_id`. `weight`
+# is the sample's in the loss, as the source gave it.
+SAMPLE_COLUMNS = ["sample_id", "row", "split", "label", "source", "width", "height", "group", "weight"]
+DELTA_COLUMNS = [*SAMPLE_COLUMNS, "parent_id", "method"]
+# A row for every file that claimed a label for an image which another file labels otherwise.
+CONFLICT_COLUMNS = ["sample_id", "label", "source"]
 LEDGER_COLUMNS = [
     "sample_id",
     "split",
@@ -86,7 +97,7 @@ class View:
     ----------
     images : uint8 array, N×H×W×C
     labels : int64 array, N; indices into `classes`
-    weights : float32 array, N; ledger weight times delta weight
+    weights : float32 array, N; the base's weight times the ledger's, or the delta's
     sample_ids : object array of str, N
     classes : class names in index order
     """
@@ -113,29 +124,6 @@ def label_indices(labels: Sequence[str] | pd.Series, classes: list[str]) -> NDAr
         unknown = sorted({str(name) for name, i in zip(labels, index, strict=True) if i < 0})
         raise ValueError(f"unknown class names: {', '.join(unknown[:5])}")
     return index.astype(np.int64)
-
-
-def pixel_id(pixels: NDArray[np.uint8]) -> str:
-    """`sample_id` of an array source: 16 hex of SHA-256 over shape, dtype and pixels."""
-    digest = hashlib.sha256(f"{pixels.shape}{pixels.dtype}".encode())
-    digest.update(np.ascontiguousarray(pixels).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def bytes_id(encoded: bytes) -> str:
-    """`sample_id` of an encoded file: 16 hex of SHA-256 over its bytes."""
-    return hashlib.sha256(encoded).hexdigest()[:16]
-
-
-def derived_id(parent_id: str, method: str, counter: int) -> str:
-    """`sample_id` of a sample in a delta: 16 hex of SHA-256 over parent, method and counter."""
-    return hashlib.sha256(f"{parent_id}/{method}/{counter}".encode()).hexdigest()[:16]
-
-
-def sample_seed(seed: int, sample_id: str) -> int:
-    """A seed for one sample that depends on neither order nor process count (below 2**32)."""
-    digest = hashlib.sha256(f"{seed}/{sample_id}".encode()).digest()
-    return int.from_bytes(digest[:4], "little")
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -165,6 +153,14 @@ def read_ledger(folder: Path = CURATED) -> pd.DataFrame:
     return read_table(folder / "ledger.parquet")
 
 
+def read_conflicts(folder: Path = INGESTED) -> pd.DataFrame:
+    """`CONFLICT_COLUMNS`: the labels that equal images stood under; no rows where there are none."""
+    path = folder / "conflicts.parquet"
+    if path.is_file():
+        return read_table(path)
+    return pd.DataFrame({name: pd.Series(dtype="str") for name in CONFLICT_COLUMNS})
+
+
 def _existing(path: Path) -> Path:
     if not path.exists():
         raise WinnowError(
@@ -177,21 +173,17 @@ def _existing(path: Path) -> Path:
 
 
 def split_view(base: Dataset, split: Split, ledger: pd.DataFrame | None = None) -> View:
-    """One split of the base, as ledger and reviewers left it.
+    """The labelled samples of one split of the base, as ledger and reviewers left them.
 
     Parameters
     ----------
     base : the ingested dataset
-    split : `train`, `val` or `test`
-    ledger : without one, the labels are as given and every weight is 1
+    split : `train`, `val` or `test`; nothing is left of `unlabeled`
+    ledger : without one, splits, labels and weights are as ingested. With one the splits are its
+        own: an unlabelled sample that a reviewer gave a label is in `train`. Weights multiply.
     """
-    table = base.samples[base.samples["split"] == split]
-    if ledger is None:
-        table = table.assign(weight=1.0)
-    else:
-        decisions = ledger.set_index("sample_id").loc[table["sample_id"], ["label", "weight", "action"]]
-        table = table.drop(columns="label").merge(decisions, left_on="sample_id", right_index=True)
-        table = table[(table["action"] != "drop").to_numpy()]
+    table = base.samples if ledger is None else _decided(base.samples, ledger)
+    table = table[(table["split"] == split).to_numpy(bool) & table["label"].notna().to_numpy()]
     return View(
         images=np.asarray(base.images[table["row"].to_numpy()]),
         labels=label_indices(table["label"], base.classes),
@@ -201,11 +193,21 @@ def split_view(base: Dataset, split: Split, ledger: pd.DataFrame | None = None) 
     )
 
 
+def _decided(samples: pd.DataFrame, ledger: pd.DataFrame) -> pd.DataFrame:
+    """`samples` less what was dropped, with split and label of the ledger and its weight multiplied in."""
+    decisions = ledger.set_index("sample_id").loc[samples["sample_id"]]
+    weights = samples["weight"].to_numpy(np.float64) * decisions["weight"].to_numpy(np.float64)
+    table = samples.assign(
+        split=decisions["split"].to_numpy(), label=decisions["label"].to_numpy(), weight=weights
+    )
+    return table[(decisions["action"] != "drop").to_numpy()]
+
+
 def training_view(base: Dataset, ledger: pd.DataFrame | None = None, deltas: Sequence[Dataset] = ()) -> View:
     """The training split of the base, decided by the ledger, with the deltas behind it.
 
-    A sample's weight is the product of what ledger and delta say; class weighting comes on top,
-    in the training loop.
+    A sample's weight is the product of what source and ledger say, a made one's is its delta's;
+    class weighting comes on top, in the training loop.
     """
     views = [split_view(base, "train", ledger)]
     for delta in deltas:
@@ -303,7 +305,8 @@ _DELTA_DTYPES = {
     "source": "str",
     "width": "int64",
     "height": "int64",
+    "group": "str",
+    "weight": "float64",
     "parent_id": "str",
     "method": "str",
-    "weight": "float64",
 }

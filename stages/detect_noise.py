@@ -36,11 +36,19 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     reports/detect_noise.
     """
     from stages.noise.issues import labels_can_be_judged
-    from stages.reporting.figures import image_grid
+    from stages.reporting.figures import image_grid, shorten
 
     base = read_dataset(INGESTED)
     issues, pred_probs, embeddings, history = detect_noise(base, params.detect_noise, params)
     summary = summarise(issues)
+    alone = classes_of_one_group(base)
+    if alone:
+        print(
+            f"detect_noise: WARNING: no label of {shorten(', '.join(alone), 80)} is called wrong: all "
+            "training images of the class are of one group, and no model learns it without them; bring "
+            "images of another",
+            file=sys.stderr,
+        )
     if not labels_can_be_judged(base.samples, pred_probs, base.classes):
         print(
             "detect_noise: WARNING: in cross-validation the model is no better than guessing, so no label is "
@@ -63,8 +71,9 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     run.log_history(history)
     run.log_artifacts(REPORTS / "detect_noise")
     for split, row in summary.items():
+        errors = f"{row['label_errors']} label errors, " if "label_errors" in row else ""
         print(
-            f"{split}: {row['label_errors']} label errors, {row['outliers']} outliers, "
+            f"{split}: {errors}{row['outliers']} outliers, "
             f"{row['near_duplicates']} near-duplicates among {row['samples']}"
         )
 
@@ -72,7 +81,11 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
 def detect_noise(
     base: Dataset, choices: DetectNoise, params: Params
 ) -> tuple[pd.DataFrame, NDArray[np.float32], NDArray[np.float32], list[dict[str, float]]]:
-    """Issues, probabilities (N×K), embeddings (N×D), and a row of figures a fold."""
+    """Issues, probabilities (N×K), embeddings (N×D), and a row of figures a fold.
+
+    Unlabelled samples have rows as all others: the models are asked about them, and learn nothing
+    from them.
+    """
     from stages.noise.folds import cross_validate
     from stages.noise.issues import build_issues
 
@@ -89,13 +102,22 @@ def detect_noise(
         batch_size=choices.batch_size,
         learning_rate=choices.learning_rate,
         seed=params.seed,
+        groups=base.samples.loc[in_training, "group"].to_numpy(object),
         device=params.device,
         on_fold=history.append,
     )
     pred_probs = _interleave(in_training, result.train_probs, result.other_probs)
     embeddings = _interleave(in_training, result.train_embeddings, result.other_embeddings)
+    judged = np.ones(len(base.samples), bool)
+    judged[in_training] = result.train_judged
     issues = build_issues(
-        base.samples, pred_probs, embeddings, base.classes, rule=choices.rule, neighbors=choices.neighbors
+        base.samples,
+        pred_probs,
+        embeddings,
+        base.classes,
+        rule=choices.rule,
+        neighbors=choices.neighbors,
+        judged=judged,
     )
     return issues, pred_probs, embeddings, history
 
@@ -109,6 +131,14 @@ def _interleave(
     return together
 
 
+def classes_of_one_group(base: Dataset) -> list[str]:
+    """Classes whose training images, more than one, are all of one group: no fold can judge them."""
+    training = base.samples[base.samples["split"] == "train"]
+    groups = training.groupby("label")["group"].agg(["size", "nunique"])
+    alone = groups.index[(groups["size"] > 1) & (groups["nunique"] == 1)]
+    return [name for name in base.classes if name in alone]
+
+
 def worst_label_issues(issues: pd.DataFrame, most: int) -> pd.DataFrame:
     """The suspected label errors of the training split, the least plausible labels first."""
     suspects = issues[issues["is_label_issue"] & (issues["split"] == "train")]
@@ -116,16 +146,19 @@ def worst_label_issues(issues: pd.DataFrame, most: int) -> pd.DataFrame:
 
 
 def summarise(issues: pd.DataFrame) -> dict[str, Any]:
-    """Counts of each kind of issue, a row a split."""
-    return {
-        str(split): {
-            "samples": len(rows),
-            "label_errors": int(rows["is_label_issue"].sum()),
-            "outliers": int(rows["is_outlier_issue"].sum()),
-            "near_duplicates": int(rows["is_near_duplicate_issue"].sum()),
-        }
-        for split, rows in issues.groupby("split", sort=True)
+    """Counts of each kind of issue, a row a split; the unlabelled have no label errors to count."""
+    columns = {
+        "label_errors": "is_label_issue",
+        "outliers": "is_outlier_issue",
+        "near_duplicates": "is_near_duplicate_issue",
     }
+    summary: dict[str, Any] = {}
+    for split, rows in issues.groupby("split", sort=True):
+        counts = {name: int(rows[column].sum()) for name, column in columns.items()}
+        if split == "unlabeled":
+            del counts["label_errors"]
+        summary[str(split)] = {"samples": len(rows), **counts}
+    return summary
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ def synthesize(real: View, section: Section, *, seed: int, device: str) -> Synth
 
 
 def synthetic_delta(base: Dataset, real: View, made: Synthetic, weight: float) -> Dataset:
-    """The delta. Copies and interpolations inherit the ledger's weight of their parent; a GAN's
-    images, which have none but a nearest neighbour, do not.
+    """The delta. Copies and interpolations inherit their parent's weight, of source and ledger; a
+    GAN's images, which have none but a nearest neighbour, do not.
     """
     inherited = np.where(np.asarray(made.methods, dtype=object) == "gan", 1.0, real.weights[made.parents])
     return build_delta(

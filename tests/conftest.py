@@ -21,7 +21,7 @@ os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
-from stages.dataset import Dataset, pixel_id
+from stages.dataset import CONFLICT_COLUMNS, Dataset, pixel_id
 from stages.params import Params, parse_params
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,18 +66,38 @@ def tiny_dataset() -> Dataset:
                 image[:, 2 + 4 * label : 5 + 4 * label] += np.uint8(180)
                 images.append(image)
                 rows.append((split, "abc"[label]))
+    ids = [pixel_id(image) for image in images]
     samples = pd.DataFrame(
         {
-            "sample_id": [pixel_id(image) for image in images],
+            "sample_id": ids,
             "row": range(len(images)),
             "split": [split for split, _ in rows],
             "label": [label for _, label in rows],
             "source": [f"{label}/{i}.png" for i, (_, label) in enumerate(rows)],
             "width": 16,
             "height": 16,
+            "group": ids,
+            "weight": 1.0,
         }
     )
     return Dataset(np.stack(images), samples, ["a", "b", "c"])
+
+
+@pytest.fixture
+def partly_labelled(tiny_dataset: Dataset) -> Dataset:
+    """The tiny dataset with its first four samples, all of class a and in training, unlabelled."""
+    samples = tiny_dataset.samples.copy()
+    samples.loc[:3, "split"] = "unlabeled"
+    samples.loc[:3, "label"] = None
+    return Dataset(tiny_dataset.images, samples, tiny_dataset.classes)
+
+
+@pytest.fixture
+def conflicts(partly_labelled: Dataset) -> pd.DataFrame:
+    """Three files of the same pixels as the first sample, under two labels."""
+    sample_id = partly_labelled.samples.loc[0, "sample_id"]
+    rows = [(sample_id, "c", "c/9.png"), (sample_id, "a", "a/0.png"), (sample_id, "c", "c/8.png")]
+    return pd.DataFrame(rows, columns=CONFLICT_COLUMNS)
 
 
 @pytest.fixture

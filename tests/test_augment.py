@@ -133,3 +133,28 @@ def test_a_mistake_in_the_policy_leaves_the_last_outputs(workspace, tiny_dataset
     assert error.startswith("augment: augment.policy.0.name = 'Afine'")
     assert "\n" not in error
     assert contents(dataset.AUGMENTED, augment.REPORT) == before
+
+
+def test_what_a_reviewer_labelled_has_copies_too(partly_labelled):
+    ledger = keep_all(partly_labelled)
+    ledger.loc[1, ["split", "label", "action"]] = ["train", "c", "relabel"]
+    partly_labelled.samples.loc[1, "group"] = "e" * 16
+    table = run(partly_labelled, ledger, max_factor=1.0).samples
+    sample_id = partly_labelled.samples.loc[1, "sample_id"]
+    own = table[table["parent_id"] == sample_id]
+    assert len(own)
+    assert set(own["label"]) == {"c"}
+    assert set(own["group"]) == {"e" * 16}
+    assert not table["parent_id"].isin(partly_labelled.samples["sample_id"][[0, 2, 3]]).any()
+
+
+def test_copies_inherit_the_group_and_the_weight_of_the_source(tiny_dataset):
+    rare = tiny_dataset.samples["label"] == "c"
+    tiny_dataset.samples.loc[rare, "weight"] = 0.4
+    ledger = keep_all(tiny_dataset)
+    ledger.loc[rare, ["weight", "action"]] = [0.5, "reweight"]
+    table = run(tiny_dataset, ledger).samples
+    parents = tiny_dataset.samples.set_index("sample_id").loc[table["parent_id"]]
+    assert table["group"].tolist() == parents["group"].tolist()
+    assert table.loc[table["label"] == "c", "weight"].to_numpy() == pytest.approx(0.5 * 0.5 * 0.4)
+    assert set(table.loc[table["label"] == "b", "weight"]) == {0.5}

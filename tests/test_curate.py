@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from stages import curate
@@ -16,22 +17,33 @@ from stages.dataset import (
 from stages.noise.issues import build_issues
 
 
-@pytest.fixture
-def detected(tiny_dataset: Dataset, workspace) -> Dataset:
-    """A workspace as detect_noise leaves it, with samples 0 to 4 surely mislabelled."""
-    truth = tiny_dataset.samples["label"].map({"a": 0, "b": 1, "c": 2}).to_numpy()
-    probs = np.full((len(truth), 3), 0.02, np.float32)
-    probs[np.arange(len(truth)), truth] = 0.96
+def detect(workspace, base: Dataset, truth: pd.Series) -> None:
+    """Leave the workspace as detect_noise does; samples 0 to 4 are surely b, the others what they are."""
+    indices = truth.map({"a": 0, "b": 1, "c": 2}).to_numpy()
+    probs = np.full((len(indices), 3), 0.02, np.float32)
+    probs[np.arange(len(indices)), indices] = 0.96
     probs[:5] = [0.02, 0.96, 0.02]
-    embeddings = np.random.default_rng(0).normal(size=(len(truth), 8)).astype(np.float32)
-    issues = build_issues(
-        tiny_dataset.samples, probs, embeddings, tiny_dataset.classes, rule="auto", neighbors=5
-    )
+    embeddings = np.random.default_rng(0).normal(size=(len(indices), 8)).astype(np.float32)
+    issues = build_issues(base.samples, probs, embeddings, base.classes, rule="auto", neighbors=5)
     with new_folder(workspace / "data/ingested") as folder:
-        write_dataset(folder, tiny_dataset)
+        write_dataset(folder, base)
     with new_folder(workspace / "data/noise") as folder:
         write_table(folder / "issues.parquet", issues)
+
+
+@pytest.fixture
+def detected(tiny_dataset: Dataset, workspace) -> Dataset:
+    """A workspace with samples 0 to 4 surely mislabelled."""
+    detect(workspace, tiny_dataset, tiny_dataset.samples["label"])
     return tiny_dataset
+
+
+@pytest.fixture
+def piled(tiny_dataset: Dataset, partly_labelled: Dataset, conflicts, workspace) -> Dataset:
+    """A workspace with samples 0 to 3 unlabelled, 0 of them for conflicting labels, and 4 mislabelled."""
+    detect(workspace, partly_labelled, tiny_dataset.samples["label"])
+    write_table(workspace / "data/ingested/conflicts.parquet", conflicts)
+    return partly_labelled
 
 
 def add_review(workspace, *rows: str) -> None:
@@ -91,3 +103,58 @@ def test_reviews_that_empty_a_class_are_refused(detected: Dataset, workspace, ca
     with pytest.raises(SystemExit):
         curate.main([])
     assert "no training image of c" in capsys.readouterr().err
+
+
+def test_unlabelled_samples_are_counted_and_conflicts_wait_for_review(piled: Dataset, workspace, capsys):
+    curate.main([])
+    ledger = read_ledger()
+    assert ledger["sample_id"].tolist() == piled.samples["sample_id"].tolist()
+    assert ledger.loc[:3, "split"].tolist() == ["unlabeled"] * 4
+    assert ledger.loc[:1, "reason"].tolist() == ["conflicting_labels: a, c; for review", "unlabeled"]
+    summary = json.loads((workspace / "reports/curate/summary.json").read_text())
+    assert summary["unlabeled"] == {"unlabeled": 4, "labelled": 0, "dropped": 0}
+    assert summary["conflicting_labels"] == 1
+    assert sum(summary["actions"].values()) == 56
+    queue = pd.read_csv(workspace / "reports/curate/review_queue.csv", dtype=str)
+    assert queue["sample_id"].tolist() == piled.samples["sample_id"][[0, 4]].tolist()
+    assert queue.loc[0, ["split", "reason"]].tolist() == ["unlabeled", "conflicting_labels: a, c; for review"]
+    assert queue["suggested_label"].tolist() == ["b", "b"]
+    assert "unlabeled: 4 samples" in capsys.readouterr().out
+    assert split_view(piled, "train", ledger).class_counts.tolist() == [25, 21, 10]
+
+
+def test_what_reviewers_label_is_trained_on_from_then_on(piled: Dataset, workspace, capsys):
+    first, second, third, fourth = piled.samples["sample_id"][:4]
+    add_review(
+        workspace,
+        f"{first},relabel,c,r,2026-01-01,",
+        f"{second},relabel,b,r,2026-01-01,",
+        f"{third},drop,,r,2026-01-01,",
+        f"{fourth},keep,,r,2026-01-01,",
+    )
+    curate.main([])
+    ledger = read_ledger()
+    view = split_view(piled, "train", ledger)
+    assert view.class_counts.tolist() == [25, 22, 11]
+    labels = dict(zip(view.sample_ids, view.labels, strict=True))
+    assert (labels[first], labels[second]) == (2, 1)
+    assert not {third, fourth} & set(labels)
+    assert split_hash(piled, "test", ledger) == split_hash(piled, "test")
+    queue = pd.read_csv(workspace / "reports/curate/review_queue.csv")
+    assert first not in set(queue["sample_id"])
+    assert "gave 2 a label and dropped 1" in capsys.readouterr().out
+    assert (workspace / "reports/curate/changes.png").stat().st_size > 1000
+
+
+def test_reviewers_can_bring_a_class_its_first_training_images(piled: Dataset, workspace):
+    """All of class c that is for training lies in the pile of the unlabelled."""
+    samples = piled.samples.copy()
+    rare = (samples["split"] == "train") & (samples["label"] == "c")
+    samples.loc[rare, ["split", "label"]] = ["unlabeled", None]
+    base = Dataset(piled.images, samples, piled.classes)
+    detect(workspace, base, piled.samples["label"].fillna("a"))
+    with pytest.raises(SystemExit):
+        curate.main([])
+    add_review(workspace, f"{samples.loc[rare, 'sample_id'].iloc[0]},relabel,c,r,2026-01-01,")
+    curate.main([])
+    assert split_view(base, "train", read_ledger()).class_counts[2] == 1

@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 
 from stages.dataset import (
+    CONFLICT_COLUMNS,
     DELTA_COLUMNS,
     LEDGER_COLUMNS,
+    SAMPLE_COLUMNS,
     Dataset,
     bytes_id,
     derived_id,
@@ -20,6 +22,7 @@ from stages.dataset import (
     new_folder,
     pixel_id,
     read_array,
+    read_conflicts,
     read_dataset,
     sample_seed,
     split_hash,
@@ -62,9 +65,10 @@ def delta(base: Dataset, label: str, count: int, weight: float) -> Dataset:
             "source": "copy",
             "width": 16,
             "height": 16,
+            "group": parent,
+            "weight": weight,
             "parent_id": parent,
             "method": "copy",
-            "weight": weight,
         }
     )
     return Dataset(np.full((count, *base.image_shape), 9, np.uint8), samples, base.classes)
@@ -121,6 +125,13 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
         read_array(tmp_path / "a.npy")
 
 
+def test_conflicts_are_read_where_there_are_any(conflicts: pd.DataFrame, tmp_path: Path) -> None:
+    none = read_conflicts(tmp_path)
+    assert (len(none), list(none.columns)) == (0, CONFLICT_COLUMNS)
+    write_table(tmp_path / "conflicts.parquet", conflicts)
+    pd.testing.assert_frame_equal(read_conflicts(tmp_path), conflicts)
+
+
 def test_a_view_is_one_split_with_its_own_pixels(tiny_dataset: Dataset) -> None:
     view = split_view(tiny_dataset, "train")
     assert view.class_counts.tolist() == [30, 20, 10]
@@ -146,6 +157,36 @@ def test_the_ledger_drops_relabels_and_weighs(tiny_dataset: Dataset, ledger: pd.
         assert pixel_id(image) == sample_id
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_weights_of_source_and_ledger_multiply(
+    tiny_dataset: Dataset, ledger: pd.DataFrame, dtype: type
+) -> None:
+    tiny_dataset.samples["weight"] = tiny_dataset.samples["weight"].astype(dtype)
+    tiny_dataset.samples.loc[:2, "weight"] = [0.3, 0.3, 0.0]
+    ledger.loc[1, ["weight", "action"]] = [0.5, "reweight"]
+    raw, treated = split_view(tiny_dataset, "train"), split_view(tiny_dataset, "train", ledger)
+    assert raw.weights.dtype == treated.weights.dtype == np.float32
+    assert raw.weights[:4] == pytest.approx([0.3, 0.3, 0.0, 1.0])
+    assert treated.weights[:4] == pytest.approx([0.3, 0.15, 0.0, 1.0])
+
+
+def test_unlabelled_samples_are_in_no_view(partly_labelled: Dataset) -> None:
+    assert split_view(partly_labelled, "train").class_counts.tolist() == [26, 20, 10]
+    assert len(split_view(partly_labelled, "unlabeled")) == 0
+
+
+def test_a_sample_that_the_ledger_moves_is_trained_on(partly_labelled: Dataset, ledger: pd.DataFrame) -> None:
+    ledger.loc[:3, ["split", "given_label", "label"]] = ["unlabeled", None, None]
+    ledger.loc[1, ["split", "label", "action"]] = ["train", "c", "relabel"]
+    for view in (split_view(partly_labelled, "train", ledger), training_view(partly_labelled, ledger)):
+        assert view.class_counts.tolist() == [26, 20, 11]
+        assert view.sample_ids[0] == partly_labelled.samples.loc[1, "sample_id"]
+        assert view.labels[0] == 2
+        assert pixel_id(view.images[0]) == view.sample_ids[0]
+    assert len(split_view(partly_labelled, "unlabeled", ledger)) == 0
+    assert split_hash(partly_labelled, "test", ledger) == split_hash(partly_labelled, "test")
+
+
 def test_deltas_come_behind_the_base(tiny_dataset: Dataset, ledger: pd.DataFrame) -> None:
     view = training_view(tiny_dataset, ledger, [delta(tiny_dataset, "c", 4, 0.3), empty_delta(tiny_dataset)])
     assert view.class_counts.tolist() == [30, 20, 14]
@@ -163,6 +204,7 @@ def test_a_delta_for_other_classes_is_refused(tiny_dataset: Dataset) -> None:
 def test_an_empty_delta_has_the_columns_and_types_of_a_full_one(tiny_dataset: Dataset) -> None:
     empty = empty_delta(tiny_dataset)
     full = delta(tiny_dataset, "a", 2, 1.0)
+    assert list(tiny_dataset.samples.columns) == SAMPLE_COLUMNS
     assert list(empty.samples.columns) == DELTA_COLUMNS
     assert empty.samples.dtypes.to_dict() == full.samples.dtypes.to_dict()
 

@@ -84,7 +84,7 @@ def finished(workspace, tiny_dataset, models) -> Path:
     write_dataset(Path("data/ingested"), tiny_dataset)
     write_dataset(Path("data/augmented"), empty_delta(tiny_dataset))
     parent = samples["sample_id"][55]
-    made = (derived_id(parent, "gan", 0), 0, "train", "c", "", 16, 16, parent, "gan", 0.3)
+    made = (derived_id(parent, "gan", 0), 0, "train", "c", "", 16, 16, parent, 0.3, parent, "gan")
     one = Dataset(tiny_dataset.images[55:56], pd.DataFrame([made], columns=DELTA_COLUMNS), ["a", "b", "c"])
     write_dataset(Path("data/synthetic"), one)
     ledger = make_ledger(samples)
@@ -272,3 +272,32 @@ def test_mistakes_end_in_one_line_and_leave_the_last_report(finished, tiny_datas
     assert "the test split has no images" in fails(capsys)
 
     assert Path("reports/evaluate/metrics.json").read_bytes() == before
+
+
+def test_unlabelled_samples_are_counted_and_change_no_score(finished, partly_labelled):
+    evaluate.main([])
+    before = content()
+    write_dataset(Path("data/ingested"), partly_labelled)
+    ledger = make_ledger(partly_labelled.samples)
+    ledger.loc[1, ["split", "label", "action"]] = ["train", "b", "relabel"]
+    write_table(Path("data/curated/ledger.parquet"), ledger)
+    issues = partly_labelled.samples[["sample_id", "split"]].assign(is_label_issue=False)
+    issues.loc[[4, 5], "is_label_issue"] = True
+    write_table(Path("data/noise/issues.parquet"), issues)
+    truth = read_table(Path("data/truth.parquet"))
+    truth = truth[~truth["sample_id"].isin(partly_labelled.samples["sample_id"][:4])]
+    write_table(Path("data/truth.parquet"), truth)
+    evaluate.main([])
+    after = content()
+    assert after["models"] == before["models"]
+    assert after["test_set_hash"] == before["test_set_hash"]
+    # planted wrong in training: 5, which is flagged; 0 and 1 have no label any more
+    assert (after["noise"]["planted"], after["noise"]["flagged"]) == (1, 2)
+    assert (after["noise"]["recall"], after["noise"]["precision"]) == (1.0, 0.5)
+    counts = after["samples"]
+    assert (counts["ingested"], counts["kept"], counts["relabelled"]) == (56, 56, 0)
+    assert (counts["unlabeled"], counts["labelled"]) == (3, 1)
+    assert "unlabeled" not in before["samples"]
+    page = Path("reports/evaluate/index.html").read_text("utf-8")
+    assert "unlabelled, not trained on" in page
+    assert "labelled by reviewers" in page

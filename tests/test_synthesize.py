@@ -149,3 +149,17 @@ def test_a_size_that_no_gan_makes_is_one_line_and_nothing_is_written(workspace, 
     assert "smote" in error
     assert not dataset.SYNTHETIC.exists()
     assert not synthesize.REPORT.exists()
+
+
+@pytest.mark.parametrize("method", ["smote", "random"])
+def test_made_samples_have_their_parents_group_and_the_sources_weight(workspace, tiny_dataset, method):
+    rare = tiny_dataset.samples["label"] == "c"
+    tiny_dataset.samples.loc[rare, ["group", "weight"]] = ["e" * 16, 0.4]
+    write_inputs(tiny_dataset, c=0.5)
+    configure(workspace, method=method, target=30, max_factor=2)
+    synthesize.main([])
+    table = dataset.read_dataset(dataset.SYNTHETIC).samples
+    assert set(table.loc[table["label"] == "c", "group"]) == {"e" * 16}
+    others = table[table["label"] == "b"]
+    assert others["group"].tolist() == others["parent_id"].tolist()
+    assert table.groupby("label")["weight"].first().to_dict() == pytest.approx({"b": 0.3, "c": 0.3 * 0.2})

@@ -129,3 +129,40 @@ def test_weights_of_ledger_and_delta_reach_the_view(prepared, workspace):
     assert len(view) == 59 + 4
     assert view.weights[0] == 0.5
     assert view.weights[-4:].tolist() == pytest.approx([0.3] * 4)
+
+
+def test_the_sources_weights_reach_both_models_and_labelled_samples_the_treated_one(
+    partly_labelled, workspace, make_params, monkeypatch
+):
+    samples = partly_labelled.samples
+    samples.loc[4:5, "weight"] = 0.25
+    ledger = keep_all(partly_labelled)
+    ledger.loc[0:1, "action"] = "keep"
+    ledger.loc[1, ["split", "label", "action", "weight"]] = ["train", "b", "relabel", 1.0]
+    ledger.loc[5, "weight"] = 0.5
+    with new_folder(workspace / "data/ingested") as folder:
+        write_dataset(folder, partly_labelled)
+    with new_folder(workspace / "data/curated") as folder:
+        write_table(folder / "ledger.parquet", ledger)
+    for name in ("augmented", "synthetic"):
+        with new_folder(workspace / "data" / name) as folder:
+            write_dataset(folder, empty_delta(partly_labelled))
+    params = make_params(TINY | {"train.class_weighting": "none"})
+    monkeypatch.setattr("stages.runtime.load_params", lambda: params)
+    seen = {}
+    original = train.fit
+
+    def spy(model, data, *args, **kwargs):
+        seen[kwargs["description"]] = dict(zip(data.sample_ids, data.weights.tolist(), strict=True))
+        return original(model, data, *args, **kwargs)
+
+    monkeypatch.setattr(train, "fit", spy)
+    train.main([])
+    train.main(["--view", "raw"])
+    ids = samples["sample_id"]
+    assert (len(seen["train"]), len(seen["baseline"])) == (57, 56)
+    assert [seen["train"][ids[at]] for at in (1, 4, 5, 6)] == [1.0, 0.25, 0.125, 1.0]
+    assert [seen["baseline"][ids[at]] for at in (4, 5, 6)] == [0.25, 0.25, 1.0]
+    # both count their steps by the ingested training split
+    assert summary(workspace, "train")["steps"] == 2 * 4
+    assert summary(workspace, "baseline")["steps"] == (2 + 1 + 2) * 4

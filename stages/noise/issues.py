@@ -40,6 +40,7 @@ def build_issues(
     *,
     rule: str,
     neighbors: int,
+    judged: NDArray[np.bool_] | None = None,
 ) -> pd.DataFrame:
     """Judge every sample.
 
@@ -50,13 +51,16 @@ def build_issues(
     rule : see `find_label_errors`; each split is judged by itself, since probabilities outside the
         training split are means over models and are more confident
     neighbors : k of the nearest-neighbour graph
+    judged : bool, N, in the order of `samples`; where False the models could not know the given
+        label, and it is not called wrong (`folds.CrossValidation.train_judged`)
 
     Returns
     -------
     `ISSUE_COLUMNS`, in the order of `samples`. Scores lie between 0 and 1, and low is bad, as in
     cleanlab: `label_score` is the probability of the given label; `near_duplicate_set` numbers the
-    sets, -1 for none. Unlabelled samples have no label columns (NaN, False). Where the model is no
-    better than guessing at the training labels (`better_than_chance`), no label is called wrong.
+    sets, -1 for none. An unlabelled sample is suggested the likeliest class; its `given_label` and
+    `label_score` are null, and it is no label issue. Where the model is no better than guessing at
+    the training labels (`better_than_chance`), no label is called wrong.
     """
     table = samples[["sample_id", "split"]].copy()
     table["given_label"] = samples["label"]
@@ -65,6 +69,9 @@ def build_issues(
     table["suggested_label"] = pd.Series(None, index=table.index, dtype="str")
     table[["suggested_score", "label_score"]] = np.nan
     table["is_label_issue"] = False
+    likeliest = pred_probs[~labelled].argmax(1)
+    table.loc[~labelled, "suggested_label"] = np.asarray(classes, dtype=object)[likeliest]
+    table.loc[~labelled, "suggested_score"] = pred_probs[~labelled].max(1).astype(np.float64)
     for split in samples.loc[labelled, "split"].unique():
         where = labelled & (samples["split"] == split).to_numpy()
         labels = label_indices(samples.loc[where, "label"], classes)
@@ -74,7 +81,8 @@ def build_issues(
         table.loc[where, "suggested_score"] = score
         table.loc[where, "label_score"] = probs[np.arange(len(labels)), labels]
         if trusted:
-            table.loc[where, "is_label_issue"] = find_label_errors(labels, probs, rule)
+            wrong = find_label_errors(labels, probs, rule)
+            table.loc[where, "is_label_issue"] = wrong if judged is None else wrong & judged[where]
     neighbourhood = _neighbourhood_issues(embeddings, neighbors)
     return pd.concat([table.reset_index(drop=True), neighbourhood], axis=1)[ISSUE_COLUMNS]
 

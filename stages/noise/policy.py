@@ -10,6 +10,8 @@ import pandas as pd
 
 from stages.dataset import LEDGER_COLUMNS
 
+_MOST_NAMED = 5  # of conflicting labels, in a reason
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -24,23 +26,31 @@ class Policy:
 
 
 def build_ledger(
-    samples: pd.DataFrame, issues: pd.DataFrame, policy: Policy, reviews: pd.DataFrame
+    samples: pd.DataFrame,
+    issues: pd.DataFrame,
+    policy: Policy,
+    reviews: pd.DataFrame,
+    conflicts: pd.DataFrame | None = None,
 ) -> tuple[pd.DataFrame, int]:
     """Decide about every sample.
 
     The policy acts on the training split alone: suspects elsewhere are kept, with a reason that
-    asks for review. A reviewer's decision outranks it, in any split.
+    asks for review. A reviewer's decision outranks it, in any split. An unlabelled sample that a
+    reviewer gives a label moves to the training split; till then no model is trained on it.
 
     Parameters
     ----------
     samples : `SAMPLE_COLUMNS`
     issues : one row a sample, as `noise.issues` makes them
     reviews : as `review.reviews.read_reviews` gives them; at most one row a sample
+    conflicts : `dataset.CONFLICT_COLUMNS`; None for none
 
     Returns
     -------
     The ledger (`LEDGER_COLUMNS`, in the order of `samples`) and the number of reviews whose sample
-    is not there.
+    is not there. `split` is the one that the sample is used in: `train` for an unlabelled one that
+    was relabelled, else the ingested one. `given_label` is null where none was given, and `label`
+    where none is known.
     """
     table = samples[["sample_id", "split", "label"]].merge(
         issues.drop(columns=["split", "given_label"]), on="sample_id", how="left", validate="1:1"
@@ -63,6 +73,7 @@ def build_ledger(
     _apply(ledger, training & table["is_outlier_issue"], policy.outliers, "outlier", policy)
     _apply_label_errors(ledger, table, training, policy)
     _keep_at_least(ledger, policy.min_per_class)
+    _apply_missing_labels(ledger, conflicts)
     unknown = _apply_reviews(ledger, reviews)
     return ledger[LEDGER_COLUMNS], unknown
 
@@ -118,6 +129,23 @@ def _keep_at_least(ledger: pd.DataFrame, least: int) -> None:
         ledger.loc[index, ["label", "action", "weight"]] = [name, "keep", 1.0]
 
 
+def _apply_missing_labels(ledger: pd.DataFrame, conflicts: pd.DataFrame | None) -> None:
+    """Say why unlabelled samples stay out of training, and which labels were in conflict."""
+    ledger.loc[ledger["split"] == "unlabeled", "reason"] = "unlabeled"
+    if conflicts is None or conflicts.empty:
+        return
+    claimed = conflicts.groupby("sample_id")["label"].agg(_conflict)
+    reasons = ledger["sample_id"].map(claimed)
+    where = reasons.notna()
+    ledger.loc[where, "reason"] = reasons[where].astype("str")
+
+
+def _conflict(labels: pd.Series) -> str:
+    names = sorted(set(labels.astype(str)))
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"conflicting_labels: {', '.join(names[:_MOST_NAMED])}{more}; for review"
+
+
 def _apply_reviews(ledger: pd.DataFrame, reviews: pd.DataFrame) -> int:
     """Write the reviewers' decisions over the policy's; the number of unknown samples."""
     position = pd.Index(ledger["sample_id"]).get_indexer(pd.Index(reviews["sample_id"]))
@@ -130,11 +158,33 @@ def _apply_reviews(ledger: pd.DataFrame, reviews: pd.DataFrame) -> int:
         weight = 0.0 if review.decision == "drop" else 1.0
         ledger.loc[row, ["label", "action", "weight"]] = [label, review.decision, weight]
         ledger.loc[row, ["reason", "decided_by"]] = [review.note or "reviewed", "reviewer"]
+        if review.decision == "relabel" and ledger.loc[row, "split"] == "unlabeled":
+            ledger.loc[row, "split"] = "train"
     return int((position < 0).sum())
 
 
+def count_unlabeled(samples: pd.DataFrame, ledger: pd.DataFrame) -> dict[str, int]:
+    """Unlabelled samples as ingested, and what reviewers did: gave a label, or dropped. Empty if none.
+
+    Parameters
+    ----------
+    samples, ledger : in the same order
+    """
+    rows = ledger[(samples["split"] == "unlabeled").to_numpy()]
+    if rows.empty:
+        return {}
+    return {
+        "unlabeled": len(rows),
+        "labelled": int((rows["split"] == "train").sum()),
+        "dropped": int((rows["action"] == "drop").sum()),
+    }
+
+
 def changes_by_class(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Counts of the training split: a row a given class, a column an action, and what it has now."""
+    """Counts of the training split: a row a given class, a column an action, and what it has now.
+
+    Samples that had no label and were given one by a reviewer count in `curated` alone.
+    """
     training = ledger[ledger["split"] == "train"]
     counts = pd.crosstab(training["given_label"], training["action"])
     counts = counts.reindex(columns=["keep", "relabel", "reweight", "drop"], fill_value=0)

@@ -44,7 +44,13 @@ def summarise(story: Story) -> str:
     """
     if not story.metrics.get("models"):
         raise WinnowError("reports/evaluate/metrics.json is not there, or holds no scores: run `dvc repro`")
-    parts = [score_table(story), noise_lines(story), treatment_table(story), next_lines()]
+    parts = [
+        score_table(story),
+        noise_lines(story),
+        treatment_table(story),
+        unlabeled_line(story),
+        next_lines(),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -106,6 +112,15 @@ def treatment_table(story: Story) -> str:
     if len(fell) > _MOST_CLASSES:
         lines.append(f"  {len(fell) - _MOST_CLASSES} more in reports/synthesize/quality.json")
     return "\n".join(lines)
+
+
+def unlabeled_line(story: Story) -> str:
+    """How many samples have no label, and how many reviewers gave one; nothing where there are none."""
+    samples = story.metrics.get("samples", {})
+    left, labelled = samples.get("unlabeled", 0), samples.get("labelled", 0)
+    if not left + labelled:
+        return ""
+    return f"Unlabelled: {left} images are not trained on; reviewers gave {labelled} a label (make review)"
 
 
 def next_lines() -> str:

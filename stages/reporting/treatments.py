@@ -21,9 +21,10 @@ def treatments_by_class(
     Returns
     -------
     `class`; `given`, `dropped`, `relabelled` (to another class) and `reweighted` count the images
-    that were given this label; `gained` those that another label was taken from; `real` is what
-    curation left (given - dropped - relabelled + gained); `augmented` and `synthesised` were added
-    to it, the latter by `synthesised_by` (methods with their counts, empty where there is none).
+    that were given this label; `gained` those that another label was taken from, or that had none
+    before a reviewer gave them this one; `real` is what curation left (given - dropped - relabelled
+    + gained); `augmented` and `synthesised` were added to it, the latter by `synthesised_by`
+    (methods with their counts, empty where there is none).
     """
     training = ledger[ledger["split"] == "train"]
     used = training[training["action"] != "drop"]
@@ -56,10 +57,19 @@ def treatments_by_class(
 def sample_counts(
     ledger: pd.DataFrame, augmented: pd.DataFrame, synthetic: pd.DataFrame
 ) -> dict[str, object]:
-    """Images of the training split by what was decided about them, and of the deltas by method."""
-    actions = ledger.loc[ledger["split"] == "train", "action"].value_counts()
+    """Images of the training split by what was decided about them, and of the deltas by method.
+
+    Where there are unlabelled samples, `unlabeled` counts those that are left, and `labelled` those
+    that reviewers gave a label: they are trained on besides the ingested ones.
+    """
+    training = ledger["split"] == "train"
+    labelled = training & ledger["given_label"].isna()
+    unlabeled = ledger["split"] == "unlabeled"
+    actions = ledger.loc[training & ~labelled, "action"].value_counts()
     counts: dict[str, object] = {"ingested": int(actions.sum())}
     counts |= {name: int(actions.get(action, 0)) for action, name in ACTIONS.items()}
+    if labelled.any() or unlabeled.any():
+        counts |= {"unlabeled": int(unlabeled.sum()), "labelled": int(labelled.sum())}
     counts |= {"augmented": len(augmented), "synthesised": len(synthetic)}
     return counts | {"synthesised_by": _methods(synthetic)}
 

@@ -15,6 +15,7 @@ from stages.dataset import (
     NOISE,
     REVIEWS,
     read_array,
+    read_conflicts,
     read_dataset,
     read_ledger,
     read_table,
@@ -32,7 +33,7 @@ _NAME_LENGTH = 100
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Review suspected labels in the browser.
+    """Review suspected, conflicting and missing labels in the browser.
 
     Shows what detect_noise found in data/ingested, with what curate did about it. Every decision is
     a row in data/reviews.csv; `dvc repro` then takes it over.
@@ -52,7 +53,8 @@ def main(argv: list[str] | None = None) -> None:
             for kind, title in KINDS.items():
                 queue = evidence.queue(kind)
                 done = sum(name in reviewed for name in queue)
-                print(f"{title + ':':<17}{len(queue):>6} suspected, {done} decided")
+                if queue or kind not in ("conflict", "unlabeled"):
+                    print(f"{title + ':':<20}{len(queue):>6} to look at, {done} decided")
             print(f"Review them at http://{ADDRESS}:{port} (Ctrl-C ends)", flush=True)
             from stages.review.app import create_app
 
@@ -74,7 +76,7 @@ def read_evidence() -> Evidence:
     issues = read_table(NOISE / "issues.parquet")
     embeddings = read_array(NOISE / "embeddings.npy", mapped=True)
     ledger = read_ledger(CURATED) if (CURATED / "ledger.parquet").is_file() else None
-    return Evidence(base, issues, embeddings, ledger)
+    return Evidence(base, issues, embeddings, ledger, read_conflicts(INGESTED))
 
 
 def reviewer_name(given: str | None) -> str:

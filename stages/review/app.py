@@ -1,4 +1,4 @@
-"""The review page: suspected samples, one at a time or as a grid, and a form to decide about them.
+"""The review page: samples to decide about, one at a time or as a grid, and a form to decide about them.
 
 It listens to this machine alone and trusts nothing that comes in: other `Host` headers are refused
 (DNS rebinding), a form needs the token of this start (cross-site requests), every value is checked
@@ -28,7 +28,9 @@ from stages.review.suspects import KINDS, Evidence, Kind
 
 HOSTS = ["127.0.0.1", "localhost"]
 END = "end"  # in place of a sample id: behind the last one
+CLAIM = "claim:"  # before a claimed label: the decision for it, as one button
 _FORM_BYTES = 64 * 1024
+_MOST_CLAIMS = 20  # labels shown of one conflict: an all-black image may stand under every class
 _PAGE = 60  # thumbnails of a grid page
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -46,7 +48,7 @@ class Choice:
     Attributes
     ----------
     kind : a key of `KINDS`
-    split, given : a split and a class name; empty for all
+    split, given : a split and a class name (given, or suggested where none is); empty for all
     all : also the samples that somebody has decided about
     """
 
@@ -127,12 +129,16 @@ class Desk:
             if sample.suggested is None:
                 raise HTTPException(422, "There is no suggestion for this sample.")
             decision, label = "relabel", sample.suggested
+        elif decision.startswith(CLAIM):
+            decision, label = "relabel", decision.removeprefix(CLAIM)
+            if label not in [claimed for claimed, _ in sample.claims]:
+                raise HTTPException(422, f"No file claims that this is {label!r}.")
         elif decision == "relabel":
             label = form.get("label", "")
-            if label not in self.evidence.classes:
-                raise HTTPException(422, f"There is no class {label!r}.")
-            if label == sample.given:
-                raise HTTPException(422, f"It is labelled {label!r} already: keep it instead.")
+        if decision == "relabel" and label not in self.evidence.classes:
+            raise HTTPException(422, f"There is no class {label!r}.")
+        if decision == "relabel" and label == sample.given:
+            raise HTTPException(422, f"It is labelled {label!r} already: keep it instead.")
         written: dict[str, Decision] = {"keep": "keep", "drop": "drop", "relabel": "relabel"}
         if decision not in written:
             raise HTTPException(422, f"There is no decision {decision!r}.")
@@ -219,6 +225,7 @@ def _sample(desk: Desk, choice: Choice, sample_id: str) -> HTMLResponse:
         behind=behind,
         position=open_.index(sample_id) + 1 if sample_id in open_ else None,
         note_length=NOTE_LENGTH,
+        most_claims=_MOST_CLAIMS,
     )
 
 
@@ -249,6 +256,7 @@ def _page(template: str, status: int, desk: Desk, choice: Choice, **context: Any
         nonce=nonce,
         choice=choice,
         kinds=KINDS,
+        claim=CLAIM,
         splits=SPLITS,
         classes=desk.evidence.classes,
         token=desk.token,

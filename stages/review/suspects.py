@@ -1,4 +1,7 @@
-"""The suspects that `detect_noise` found: in what order they come up, and what speaks for and against."""
+"""What people should look at: in what order it comes up, and what speaks for and against.
+
+Suspects are what `detect_noise` found; labels in conflict and missing labels come from the source.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,29 @@ from numpy.typing import NDArray
 from stages.dataset import Dataset
 from stages.errors import WinnowError
 
-Kind = Literal["label_error", "outlier", "near_duplicate"]
+Kind = Literal["label_error", "conflict", "outlier", "near_duplicate", "unlabeled"]
 KINDS: dict[Kind, str] = {
     "label_error": "Label errors",
+    "conflict": "Conflicting labels",
     "outlier": "Outliers",
     "near_duplicate": "Near-duplicates",
+    "unlabeled": "Unlabelled",
 }
 _FLAGS: dict[Kind, str] = {
     "label_error": "is_label_issue",
+    "conflict": "is_conflict",
     "outlier": "is_outlier_issue",
     "near_duplicate": "is_near_duplicate_issue",
+    "unlabeled": "is_unlabeled",
 }
-_ORDER: dict[Kind, list[str]] = {
-    "label_error": ["label_score", "sample_id"],
-    "outlier": ["outlier_score", "sample_id"],
-    "near_duplicate": ["near_duplicate_set", "near_duplicate_score", "sample_id"],
+# Of unlabelled samples the surest suggestion first: one key confirms it, and where labels are few,
+# typical samples teach a model more than doubtful ones (Hacohen et al., arXiv 2202.02794).
+_ORDER: dict[Kind, dict[str, bool]] = {  # columns, and whether low comes first
+    "label_error": {"label_score": True, "sample_id": True},
+    "conflict": {"suggested_score": False, "sample_id": True},
+    "outlier": {"outlier_score": True, "sample_id": True},
+    "near_duplicate": {"near_duplicate_set": True, "near_duplicate_score": True, "sample_id": True},
+    "unlabeled": {"suggested_score": False, "sample_id": True},
 }
 
 
@@ -38,8 +49,10 @@ class Sample:
 
     Attributes
     ----------
-    given, suggested : class names; None for an unlabelled sample
+    given : class name; None for an unlabelled sample
+    suggested : the likeliest other class; of an unlabelled sample, the likeliest
     label_score, suggested_score : probabilities of the two, 0 to 1
+    claims : for labels in conflict, each claimed label with the files that claim it
     outlier_score : 0 to 1, low is unlike the others
     kinds : what it is suspected of
     duplicate_set : number of its set of near-duplicates, -1 for none
@@ -62,6 +75,7 @@ class Sample:
     label: str = ""
     reason: str = ""
     decided_by: str = ""
+    claims: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 class Evidence:
@@ -73,6 +87,7 @@ class Evidence:
     issues : as `noise.issues.build_issues` makes them, a row a sample of `base`
     embeddings : float, N×D, in the order of `base`
     ledger : `dataset.LEDGER_COLUMNS`, or None
+    conflicts : `dataset.CONFLICT_COLUMNS`, or None
 
     Raises
     ------
@@ -86,6 +101,7 @@ class Evidence:
         issues: pd.DataFrame,
         embeddings: NDArray[np.floating],
         ledger: pd.DataFrame | None = None,
+        conflicts: pd.DataFrame | None = None,
     ) -> None:
         same = len(issues) == len(embeddings) == len(base.samples)
         if not same or not np.array_equal(issues["sample_id"], base.samples["sample_id"]):
@@ -94,7 +110,12 @@ class Evidence:
             )
         self.base = base
         self.classes = base.classes
-        self._issues = issues.reset_index(drop=True)
+        self._claims = _claims(conflicts)
+        conflicting = issues["sample_id"].isin(self._claims.keys()).to_numpy()
+        unlabeled = (base.samples["split"] == "unlabeled").to_numpy()
+        self._issues = issues.reset_index(drop=True).assign(
+            is_conflict=conflicting, is_unlabeled=unlabeled & ~conflicting
+        )
         self._embeddings = embeddings
         self._ledger = None if ledger is None else ledger.set_index("sample_id")
         self._position = {str(name): at for at, name in enumerate(issues["sample_id"])}
@@ -103,20 +124,27 @@ class Evidence:
 
     def _ordered(self, kind: Kind) -> pd.DataFrame:
         suspects = self._issues[self._issues[_FLAGS[kind]].to_numpy(bool)]
-        return suspects.sort_values(_ORDER[kind])[["sample_id", "split", "given_label"]]
+        by, ascending = list(_ORDER[kind]), list(_ORDER[kind].values())
+        # An unlabelled sample is filed under what it probably is: so a rare class can be looked for.
+        filed = suspects["given_label"].where(suspects["given_label"].notna(), suspects["suggested_label"])
+        ordered = suspects.assign(filed=filed).sort_values(by, ascending=ascending)
+        return ordered[["sample_id", "split", "filed"]]
 
     def __contains__(self, sample_id: object) -> bool:
         return sample_id in self._position
 
     def queue(self, kind: Kind, split: str = "", given: str = "") -> tuple[str, ...]:
-        """Ids of the suspects of one kind, the worst first; of one split or class where named."""
+        """Ids of one kind, the worst first; of one split or class where named.
+
+        The class is the given label's, or the suggested one's where there is none.
+        """
         key = (kind, split, given)
         if key not in self._queues:
             rows = self._orders[kind]
             if split:
                 rows = rows[rows["split"] == split]
             if given:
-                rows = rows[rows["given_label"] == given]
+                rows = rows[rows["filed"] == given]
             self._queues[key] = tuple(map(str, rows["sample_id"]))
         return self._queues[key]
 
@@ -142,6 +170,7 @@ class Evidence:
             outlier_score=float(issue["outlier_score"]),
             kinds=tuple(kind for kind in KINDS if issue[_FLAGS[kind]]),
             duplicate_set=int(issue["near_duplicate_set"]),
+            claims=self._claims.get(sample_id, ()),
             **decided,
         )
 
@@ -181,6 +210,19 @@ class Evidence:
     def _norms(self) -> NDArray[np.floating]:
         norms: NDArray[np.floating] = np.linalg.norm(self._embeddings, axis=1)
         return np.maximum(norms, np.finfo(np.float32).tiny ** 0.5)
+
+
+def _claims(conflicts: pd.DataFrame | None) -> dict[str, tuple[tuple[str, tuple[str, ...]], ...]]:
+    """By sample, each claimed label in order of its name, with the files that claim it."""
+    found: dict[str, dict[str, list[str]]] = {}
+    if conflicts is not None:
+        rows = conflicts[["sample_id", "label", "source"]].itertuples(index=False, name=None)
+        for sample_id, label, source in rows:
+            found.setdefault(str(sample_id), {}).setdefault(str(label), []).append(str(source))
+    return {
+        sample_id: tuple((label, tuple(sorted(claimed[label]))) for label in sorted(claimed))
+        for sample_id, claimed in found.items()
+    }
 
 
 def _text(value: Any) -> str | None:

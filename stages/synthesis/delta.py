@@ -38,7 +38,7 @@ def build_delta(
     base : the ingested dataset
     images : uint8, M×H×W×C
     labels : int64, M; indices into the classes of `base`
-    parent_ids : M ids of samples of `base`; a made sample's `source` is its parent's
+    parent_ids : M ids of samples of `base`; a made sample's `source` and `group` are its parent's
     methods : M names: `augment`, `gan`, `smote` or `random`
     weights : M weights in the loss
     sample_ids : M ids, if they are known already; else those of `derived_ids`
@@ -55,9 +55,10 @@ def build_delta(
             "source": parents["source"].to_numpy(),
             "width": images.shape[2],
             "height": images.shape[1],
+            "group": parents["group"].to_numpy(),
+            "weight": np.asarray(weights, dtype=np.float64),
             "parent_id": list(parent_ids),
             "method": list(methods),
-            "weight": np.asarray(weights, dtype=np.float64),
         }
     )[DELTA_COLUMNS]
     return Dataset(images, samples.astype(empty_delta(base).samples.dtypes.to_dict()), base.classes)

@@ -75,3 +75,23 @@ def test_a_model_that_guesses_calls_no_label_wrong(tiny_dataset: Dataset):
     issues = build_issues(tiny_dataset.samples, probs, embeddings, ["a", "b", "c"], rule="auto", neighbors=5)
     assert not issues["is_label_issue"].any()
     assert issues["label_score"].notna().all()
+
+
+def test_unlabelled_samples_are_suggested_the_likeliest_class(judged):
+    issues, _ = judged
+    assert issues.loc[5, "suggested_label"] == "a"
+    assert issues.loc[5, "suggested_score"] == pytest.approx(0.9)
+
+
+def test_labels_that_no_model_could_know_are_not_called_wrong(tiny_dataset: Dataset):
+    labels = tiny_dataset.samples["label"].map({"a": 0, "b": 1, "c": 2}).to_numpy()
+    probs = np.full((len(labels), 3), 0.05, np.float32)
+    probs[np.arange(len(labels)), labels] = 0.9
+    probs[:4] = [0.05, 0.9, 0.05]
+    judged = np.ones(len(labels), bool)
+    judged[:2] = False
+    embeddings = np.random.default_rng(0).normal(size=(len(labels), 8)).astype(np.float32)
+    issues = build_issues(
+        tiny_dataset.samples, probs, embeddings, ["a", "b", "c"], rule="auto", neighbors=5, judged=judged
+    )
+    assert np.flatnonzero(issues["is_label_issue"]).tolist() == [2, 3]

@@ -3,8 +3,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from stages.dataset import LEDGER_COLUMNS
-from stages.noise.policy import Policy, build_ledger, changes_by_class
+from stages.dataset import CONFLICT_COLUMNS, LEDGER_COLUMNS
+from stages.noise.policy import Policy, build_ledger, changes_by_class, count_unlabeled
 
 POLICY = Policy("relabel", 0.8, "keep", "keep", 0.5, 0)
 NO_REVIEWS = pd.DataFrame(columns=["sample_id", "decision", "label", "reviewer", "decided_at", "note"])
@@ -119,3 +119,68 @@ def test_relabels_are_taken_back_too_where_a_class_would_end_with_fewer(samples,
     # with a floor of 2 the drop comes back and the sure relabel stands
     ledger = decided(samples, issues, replace(POLICY, min_per_class=2))
     assert ledger.loc[:2, "action"].tolist() == ["relabel", "keep", "keep"]
+
+
+@pytest.fixture
+def unlabelled(samples, issues):
+    """Samples 2 and 3 without a label; 2 stood under b and a, and so did 7, of the test split."""
+    for table, column in ((samples, "label"), (issues, "given_label")):
+        table.loc[2:3, "split"] = "unlabeled"
+        table.loc[2:3, column] = None
+    issues.loc[2:3, "label_score"] = float("nan")
+    rows = [(IDS[2], "b", "b/2.png"), (IDS[2], "a", "a/2.png"), (IDS[7], "b", "b/7"), (IDS[7], "a", "a/7")]
+    return pd.DataFrame(rows, columns=CONFLICT_COLUMNS)
+
+
+def test_unlabelled_samples_stay_unlabelled_with_the_reason(samples, issues, unlabelled):
+    policy = replace(POLICY, outliers="drop")
+    ledger, _ = build_ledger(samples, issues, policy, NO_REVIEWS, unlabelled)
+    rows = ledger.loc[2:3]
+    assert (
+        rows[["split", "action", "weight", "decided_by"]].to_numpy().tolist()
+        == [["unlabeled", "keep", 1.0, "policy"]] * 2
+    )  # sample 3 is an outlier, but policies act on the training split alone
+    assert rows[["given_label", "label"]].isna().all().all()
+    assert rows["reason"].tolist() == ["conflicting_labels: a, b; for review", "unlabeled"]
+    assert ledger.loc[7, ["label", "action"]].tolist() == ["b", "keep"]
+    assert ledger.loc[7, "reason"].startswith("conflicting_labels")
+    assert count_unlabeled(samples, ledger) == {"unlabeled": 2, "labelled": 0, "dropped": 0}
+
+
+def test_a_label_from_a_reviewer_moves_a_sample_to_training(samples, issues, unlabelled):
+    reviews = pd.DataFrame([review(IDS[2], "relabel", "a"), review(IDS[3], "drop")])
+    ledger, _ = build_ledger(samples, issues, POLICY, reviews, unlabelled)
+    assert ledger.loc[2, ["split", "label", "action", "weight", "decided_by"]].tolist() == [
+        "train", "a", "relabel", 1.0, "reviewer",
+    ]  # fmt: skip
+    assert pd.isna(ledger.loc[2, "given_label"])
+    assert ledger.loc[3, ["split", "action", "weight"]].tolist() == ["unlabeled", "drop", 0.0]
+    assert count_unlabeled(samples, ledger) == {"unlabeled": 2, "labelled": 1, "dropped": 1}
+    changes = changes_by_class(ledger).set_index("class")
+    before = changes_by_class(build_ledger(samples, issues, POLICY, NO_REVIEWS, unlabelled)[0])
+    before = before.set_index("class")
+    assert changes.loc["a", "curated"] == before.loc["a", "curated"] + 1
+    assert changes.loc["a", "given"] == before.loc["a", "given"]
+
+
+def test_a_reviewer_who_keeps_an_unlabelled_sample_leaves_it_unlabelled(samples, issues, unlabelled):
+    ledger, _ = build_ledger(samples, issues, POLICY, pd.DataFrame([review(IDS[3], "keep")]), unlabelled)
+    assert ledger.loc[3, ["split", "action", "decided_by"]].tolist() == ["unlabeled", "keep", "reviewer"]
+    assert pd.isna(ledger.loc[3, "label"])
+
+
+def test_a_reviewer_moves_nothing_out_of_test(samples, issues, unlabelled):
+    reviews = pd.DataFrame([review(IDS[7], "relabel", "a")])
+    ledger, _ = build_ledger(samples, issues, POLICY, reviews, unlabelled)
+    assert ledger.loc[7, ["split", "label", "decided_by"]].tolist() == ["test", "a", "reviewer"]
+
+
+def test_a_reason_names_a_few_of_many_conflicting_labels(samples, issues):
+    rows = [(IDS[6], f"class {number}", str(number)) for number in range(12)]
+    conflicts = pd.DataFrame(rows, columns=CONFLICT_COLUMNS)
+    ledger, _ = build_ledger(samples, issues, POLICY, NO_REVIEWS, conflicts)
+    assert ledger.loc[6, "reason"].endswith("class 10, class 11, class 2 and 7 more; for review")
+
+
+def test_without_unlabelled_samples_there_is_nothing_to_count(samples, issues):
+    assert count_unlabeled(samples, decided(samples, issues)) == {}

@@ -84,3 +84,15 @@ def test_main_prints_the_summary(reports, monkeypatch, capsys):
     monkeypatch.chdir(reports.parent)
     main()
     assert capsys.readouterr().out.rstrip("\n") == summarise(read_story(reports))
+
+
+def test_unlabelled_images_are_named_where_there_are_any(reports, text):
+    assert "Unlabelled" not in text
+    path = reports / "evaluate/metrics.json"
+    metrics = json.loads(path.read_text("utf-8"))
+    metrics["samples"] |= {"unlabeled": 7, "labelled": 2}
+    path.write_text(json.dumps(metrics), "utf-8")
+    lines = summarise(read_story(reports)).splitlines()
+    said = "Unlabelled: 7 images are not trained on; reviewers gave 2 a label (make review)"
+    assert lines.index("Training split, by class") < lines.index(said) < lines.index("Look further")
+    assert max(map(len, lines)) <= WIDTH

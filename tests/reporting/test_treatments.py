@@ -55,3 +55,21 @@ def test_empty_deltas(ledger):
     assert (counts["augmented"], counts["synthesised"], counts["synthesised_by"]) == (0, 0, {})
     table = treatments_by_class(ledger, delta(), delta(), ["a", "b", "c"])
     assert table[["augmented", "synthesised"]].to_numpy().sum() == 0
+
+
+def test_samples_that_reviewers_labelled_are_gained_and_counted_apart(ledger):
+    rows = [
+        ("train", None, "b", "relabel"),
+        ("unlabeled", None, None, "keep"),
+        ("unlabeled", None, None, "drop"),
+    ]
+    more = pd.DataFrame(rows, columns=["split", "given_label", "label", "action"])
+    together = pd.concat([ledger, more.reindex(columns=LEDGER_COLUMNS)], ignore_index=True)
+    table = treatments_by_class(together, delta(), delta(), ["a", "b", "c"]).set_index("class")
+    assert table.loc["b"].tolist() == [2, 1, 0, 1, 2, 3, 0, 0, ""]
+    real = table["given"] - table["dropped"] - table["relabelled"] + table["gained"]
+    assert real.tolist() == table["real"].tolist()
+    counts = sample_counts(together, delta(), delta())
+    assert (counts["ingested"], counts["relabelled"]) == (5, 1)
+    assert (counts["unlabeled"], counts["labelled"]) == (2, 1)
+    assert "unlabeled" not in sample_counts(ledger, delta(), delta())

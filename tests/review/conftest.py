@@ -35,5 +35,15 @@ def issues(tiny_dataset: Dataset) -> pd.DataFrame:
 
 
 @pytest.fixture
+def pile(issues: pd.DataFrame) -> pd.DataFrame:
+    """The issues with samples 0 to 3 unlabelled; 2 is the surest, then 1 and 3, which are alike sure."""
+    issues.loc[:3, ["split", "given_label"]] = ["unlabeled", None]
+    issues.loc[:3, "label_score"] = np.nan
+    issues.loc[:3, "suggested_label"] = ["c", "a", "b", "a"]
+    issues.loc[:3, "suggested_score"] = [0.5, 0.6, 0.9, 0.6]
+    return issues
+
+
+@pytest.fixture
 def embeddings(tiny_dataset: Dataset) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(len(tiny_dataset.samples), 4)).astype(np.float32)

@@ -49,10 +49,12 @@ class Page:
 
 @pytest.fixture
 def open_page(tmp_path, issues, embeddings):
-    def opened(base: Dataset, ledger: pd.DataFrame | None = None) -> Page:
+    def opened(
+        base: Dataset, ledger: pd.DataFrame | None = None, conflicts: pd.DataFrame | None = None
+    ) -> Page:
         path = tmp_path / "reviews.csv"
         path.write_text(HEADER)
-        evidence = Evidence(base, issues, embeddings, ledger)
+        evidence = Evidence(base, issues, embeddings, ledger, conflicts)
         log = ReviewLog(path, tmp_path / "reviews.lock", base.classes, "ada")
         return Page(TestClient(create_app(evidence, log, TOKEN), base_url=BASE), path, evidence)
 
@@ -144,6 +146,76 @@ def test_filters_carry_on_through_a_decision(page, issues):
     assert shown(page.browser.get("/?kind=outlier").text) == issues["sample_id"][7]
     duplicate = page.browser.get(f"/?kind=near_duplicate&at={issues['sample_id'][8]}").text
     assert "Its near-duplicates" in duplicate
+
+
+def test_a_conflict_is_settled_with_one_of_the_claimed_labels(open_page, partly_labelled, pile, conflicts):
+    page = open_page(partly_labelled, None, conflicts)
+    text = page.browser.get("/?kind=conflict").text
+    name = shown(text)
+    assert name == pile["sample_id"][0]
+    for part in ("Claimed <b>a</b>", "a/0.png", "Claimed <b>c</b>", "c/8.png, c/9.png", "training split"):
+        assert part in text
+    assert re.findall(r'value="(claim:\w)"', text) == ["claim:a", "claim:c"]
+    answer = page.post(name, "claim:c", kind="conflict")
+    assert answer.status_code == 303
+    assert page.rows() == [[name, "relabel", "c"]]
+    assert "All are decided" in page.browser.get(answer.headers["location"]).text
+
+
+@pytest.mark.parametrize("label", ["b", "", "zebra", HOSTILE])
+def test_a_label_that_nobody_claimed_is_no_claim(open_page, partly_labelled, pile, conflicts, label):
+    page = open_page(partly_labelled, None, conflicts)
+    for name in pile["sample_id"][[0, 1]]:
+        answer = page.post(name, f"claim:{label}")
+        assert answer.status_code == 422
+        assert "No file claims" in answer.text
+        assert "<script>alert" not in answer.text
+    assert page.rows() == []
+
+
+def test_a_claimed_label_that_is_no_class_is_shown_but_cannot_be_chosen(
+    open_page, partly_labelled, pile, conflicts
+):
+    conflicts.loc[0, "label"] = HOSTILE
+    page = open_page(partly_labelled, None, conflicts)
+    text = page.browser.get("/?kind=conflict").text
+    assert "Claimed <b>&lt;script&gt;alert" in text
+    assert re.findall(r'value="(claim:\w+)"', text) == ["claim:a", "claim:c"]
+    assert page.post(shown(text), f"claim:{HOSTILE}").status_code == 422
+    assert page.rows() == []
+
+
+def test_a_conflict_of_very_many_labels_shows_some(open_page, partly_labelled, pile, conflicts):
+    sample_id = pile["sample_id"][0]
+    rows = [(sample_id, f"label {number:03}", f"{number}.png") for number in range(500)]
+    page = open_page(partly_labelled, None, pd.DataFrame(rows, columns=conflicts.columns))
+    text = page.browser.get("/?kind=conflict").text
+    assert text.count("Claimed <b>") == 20
+    assert "480 other labels" in text
+
+
+def test_unlabelled_samples_are_labelled_kept_or_dropped(open_page, partly_labelled, pile, conflicts):
+    page = open_page(partly_labelled, None, conflicts)
+    queue = page.evidence.queue("unlabeled")
+    text = page.browser.get("/?kind=unlabeled").text
+    assert shown(text) == queue[0]
+    assert "1 of 3" in text
+    assert "Relabel as b" in text
+    assert "Keep without a label" in text
+    assert "claim:" not in text
+    page.post(queue[0], "accept", kind="unlabeled")
+    page.post(queue[1], "keep", kind="unlabeled")
+    page.post(queue[2], "drop", kind="unlabeled")
+    assert page.rows() == [[queue[0], "relabel", "b"], [queue[1], "keep", ""], [queue[2], "drop", ""]]
+    grid = page.browser.get("/?kind=unlabeled&view=grid&all=1").text
+    assert "b? 90.0 %" in grid
+    assert "3 in all" in grid
+
+
+def test_the_end_of_a_queue_names_the_others(open_page, partly_labelled, pile, conflicts):
+    text = open_page(partly_labelled, None, conflicts).browser.get("/?at=end").text
+    assert "1 conflicting labels to look at" in text
+    assert "3 unlabelled to look at" in text
 
 
 def test_the_grid_shows_what_is_open(page, queue):

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from stages.dataset import Dataset, pixel_id
+from stages.dataset import CONFLICT_COLUMNS, Dataset, pixel_id
 from stages.errors import WinnowError
 from stages.review.suspects import Evidence
 
@@ -48,6 +48,41 @@ def test_unlabelled_samples_have_no_label_to_show(tiny_dataset, issues, embeddin
     issues.loc[7, columns] = [None, None, np.nan, np.nan]
     sample = Evidence(tiny_dataset, issues, embeddings).sample(issues["sample_id"][7])
     assert (sample.given, sample.suggested, sample.label_score, sample.suggested_score) == (None,) * 4
+
+
+def test_unlabelled_samples_come_with_the_surest_suggestion_first(
+    partly_labelled, pile, embeddings, conflicts
+):
+    evidence = Evidence(partly_labelled, pile, embeddings, None, conflicts)
+    assert evidence.queue("unlabeled") == (*ids(pile, [2]), *sorted(ids(pile, [1, 3])))
+    assert evidence.queue("unlabeled", given="a") == tuple(sorted(ids(pile, [1, 3])))
+    assert evidence.queue("unlabeled", split="train") == ()
+    assert evidence.queue("conflict") == evidence.queue("conflict", split="unlabeled") == ids(pile, [0])
+    assert evidence.sample(pile["sample_id"][0]).kinds == ("conflict",)
+    assert evidence.sample(pile["sample_id"][1]).kinds == ("unlabeled",)
+    without = Evidence(partly_labelled, pile, embeddings)
+    assert without.queue("conflict") == ()
+    assert set(without.queue("unlabeled")) == set(ids(pile, [0, 1, 2, 3]))
+
+
+def test_a_conflict_carries_who_claims_what(partly_labelled, pile, embeddings, conflicts):
+    evidence = Evidence(partly_labelled, pile, embeddings, None, conflicts)
+    claims = evidence.sample(pile["sample_id"][0]).claims
+    assert claims == (("a", ("a/0.png",)), ("c", ("c/8.png", "c/9.png")))
+    assert evidence.sample(pile["sample_id"][1]).claims == ()
+
+
+def test_conflicts_of_samples_that_are_not_there_are_left_out(tiny_dataset, issues, embeddings):
+    gone = pd.DataFrame([("f" * 16, "a", "x.png")], columns=CONFLICT_COLUMNS)
+    assert Evidence(tiny_dataset, issues, embeddings, None, gone).queue("conflict") == ()
+
+
+def test_a_labelled_test_image_can_be_in_conflict(tiny_dataset, issues, embeddings):
+    rows = [(issues["sample_id"][95], label, f"{label}.png") for label in "cb"]
+    claimed = pd.DataFrame(rows, columns=CONFLICT_COLUMNS)
+    evidence = Evidence(tiny_dataset, issues, embeddings, None, claimed)
+    assert evidence.queue("conflict", split="test") == ids(issues, [95])
+    assert evidence.queue("unlabeled") == ()
 
 
 def test_neighbours_are_the_nearest_by_cosine(tiny_dataset, issues, embeddings):
