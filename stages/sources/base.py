@@ -1,27 +1,42 @@
-"""What every source gives, whatever it is made of: items to read, and pictures with an id."""
+"""What every source gives, whatever it is made of: blocks of items, and a way to their pixels.
+
+A source lists its items in blocks, and no more than one block at a time need be in memory. What
+says where the pixels are (`Payload`) is small and goes to a worker process, which reads there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
-from PIL import Image
+import numpy as np
+from numpy.typing import NDArray
 
-from stages.dataset import Split
+from stages.ids import Split
+
+BLOCK = 256  # most items in a block
+MAX_BYTES = 2**28  # of one encoded file
 
 Reason = Literal[
-    "unreadable",  # the file system does not give its bytes
+    "unreadable",  # the file system, the archive or the table does not give its bytes
     "not_an_image",  # none of the formats that are read, whatever its name says
     "damaged",  # cut off or corrupt
-    "too_large",  # more bytes or pixels than `decode.MAX_BYTES` and `decode.MAX_PIXELS`
+    "too_large",  # more bytes or pixels than `MAX_BYTES` and `decode.MAX_PIXELS`
     "unsupported_pixels",  # values with no known range, such as floating point
-    "outside_source",  # a link that leaves the source's folder
+    "outside_source",  # a link or path that leaves the source's folder
     "linked_folder",  # a link to a folder: following it could go round in circles
     "no_class_folder",  # lies beside the class folders, not in one
+    "bad_name",  # a file name with control characters, such as a line break
+    "bad_label",  # a class name that is blank, no plain text, or a path that climbs
+    "bad_row",  # a row of a table whose split, weight or number of columns cannot be right
     "conflicting_labels",  # the same pixels under two labels: which is right is not ours to guess
+    "leakage",  # a near-duplicate of an image in validation or test: training on it would leak
+    "bridges_splits",  # new, and near to images of two splits: it can be in neither
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
+# Sound files that are left out for the company they keep; they are no sign of a broken source.
+LEFT_OUT: frozenset[Reason] = frozenset({"conflicting_labels", "leakage", "bridges_splits"})
 
 
 class UnusableError(Exception):
@@ -32,72 +47,137 @@ class UnusableError(Exception):
         self.reason: Reason = reason
         self.detail = detail
 
+    def __reduce__(self) -> tuple[type[UnusableError], tuple[Reason, str]]:
+        return type(self), (self.reason, self.detail)
+
 
 @dataclass(frozen=True)
 class Quarantined:
     """A row of the quarantine table: where, why (one of `REASONS`), and what exactly."""
 
-    source: str
+    path: str
     reason: Reason
     detail: str
 
 
+class Payload(Protocol):
+    """Where a block's pixels are. It is pickled to a worker process: paths and positions, no handles."""
+
+    def __len__(self) -> int:
+        """How many items there are."""
+
+    def read(self) -> Iterator[bytes | NDArray[np.uint8] | UnusableError]:
+        """Every item in order: an encoded file's bytes, or pixels as uint8 H×W×C with 1 or 3 channels.
+
+        An item that cannot be read is given as the reason why, and the next ones follow. It may be
+        called again, and gives the same again.
+        """
+
+    def part(self, start: int, stop: int) -> Payload:
+        """The items from `start` up to `stop`."""
+
+
 @dataclass(frozen=True)
-class Item:
-    """Something in a source that ought to be an image.
+class Block:
+    """Some consecutive items of a source; all lists are as long as `payload`.
 
     Attributes
     ----------
-    source : path relative to the source with `/`, or `<file>.npz#<index>` in an array
-    label : class name
-    split : the one that the source brings, None where it brings none
+    names : path relative to the source with `/`, or `<file>#<row>` in a table or an array;
+        printable (`names.printable`)
+    labels : class name, None where there is none
+    splits : `train`, `val` or `test` as the source says it, None where it does not
+    groups : what must not be separated (a patient, a video), None where nothing is said
+    weights : of the sample in the loss, at least 0
+    payload : where the pixels are
+    refused : what was met on the way and can be no item
     """
 
-    source: str
-    label: str
-    split: Split | None
+    names: list[str]
+    labels: list[str | None]
+    splits: list[Split | None]
+    groups: list[str | None]
+    weights: list[float]
+    payload: Payload
+    refused: list[Quarantined] = field(default_factory=list)
+
+    def part(self, start: int, stop: int) -> Block:
+        """The items from `start` up to `stop`; what is refused goes with the first of them."""
+        here = slice(start, stop)
+        return Block(
+            self.names[here],
+            self.labels[here],
+            self.splits[here],
+            self.groups[here],
+            self.weights[here],
+            self.payload.part(start, stop),
+            self.refused if start == 0 else [],
+        )
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An item as it was read.
+class Nothing:
+    """The payload of a block that brings refusals only."""
 
-    Attributes
-    ----------
-    sample_id : `dataset.bytes_id` of a file, `dataset.pixel_id` of an array's row
-    pixel_key : equal for two items of a source exactly where their decoded pixels are equal
-    image : upright, at its native size, mode `L` or `RGB`
-    """
+    def __len__(self) -> int:
+        return 0
 
-    sample_id: str
-    pixel_key: str
-    image: Image.Image
+    def read(self) -> Iterator[bytes | NDArray[np.uint8] | UnusableError]:
+        """Nothing."""
+        return iter(())
+
+    def part(self, start: int, stop: int) -> Nothing:
+        """Nothing."""
+        return self
+
+
+def only_refused(refused: list[Quarantined]) -> Block:
+    """A block without items."""
+    return Block([], [], [], [], [], Nothing(), refused)
 
 
 class Source(Protocol):
     """One reader for one kind of source; `opening.open_source` chooses it."""
 
     @property
-    def classes(self) -> list[str]:
-        """Class names in index order."""
+    def kind(self) -> str:
+        """A few words on what was found, such as `class folders with train, test`."""
 
     @property
-    def items(self) -> Sequence[Item]:
-        """What there is to read, in an order that the file system does not decide."""
+    def classes(self) -> Sequence[str]:
+        """Class names in index order, as far as they are known before anything is read.
+
+        Labels that turn up later follow them, sorted.
+        """
 
     @property
-    def refused(self) -> Sequence[Quarantined]:
-        """What the listing alone shows to be unusable."""
+    def count(self) -> int:
+        """How many items `blocks` will give, refused ones included or not: for the progress bar."""
 
     @property
-    def unlabeled(self) -> int:
-        """Files in a folder `unlabeled/`, which are left out."""
+    def notes(self) -> Sequence[str]:
+        """What the user should know of how the source is read, a line each."""
 
-    def read(self, index: int) -> Picture:
-        """Read the item at `index`; safe to call from several threads.
+    def blocks(self) -> Iterator[Block]:
+        """All items, in an order that the file system does not decide; can be called once.
 
         Raises
         ------
-        UnusableError
-            Where it is no image that can be used.
+        WinnowError
+            Where the whole source cannot be used.
         """
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a manifest, or of Parquet files with images, where `path` is the images' column.
+
+    `auto` is the usual names where there is such a column; None is no column; another name has to
+    be there.
+    """
+
+    path: str = "auto"
+    label: str = "auto"
+    split: str | None = "auto"
+    group: str | None = "auto"
+    weight: str | None = "auto"

@@ -2,189 +2,149 @@
 
 from __future__ import annotations
 
-import os
-import stat
-import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from typing import NamedTuple
 
-import numpy as np
-
-from stages.dataset import Split, bytes_id, pixel_id
 from stages.errors import WinnowError
-from stages.sources.base import Item, Picture, Quarantined, Reason, UnusableError
-from stages.sources.decode import MAX_BYTES, decode
-
-SPLIT_FOLDERS: dict[str, Split] = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
-UNLABELED = "unlabeled"
-_CLUTTER = {"Thumbs.db", "desktop.ini", "__MACOSX"}  # what file managers leave behind
-
-Stores = Callable[[], Sequence[Path]]
+from stages.ids import Split
+from stages.sources.base import BLOCK, Block, Quarantined, UnusableError, only_refused
+from stages.sources.names import SPLIT_NAMES, UNLABELED, class_name, label_problem, printable
+from stages.sources.trees import Tree
 
 
-def no_stores() -> Sequence[Path]:
-    """No folder outside the source that its links may point into."""
-    return ()
+def find(tree: Tree) -> bool:
+    """Whether there are folders at the top that could be classes."""
+    return bool(tree.folders())
 
 
 class ClassFolders:
-    """Reads `<class>/**/<file>`, or `<split>/<class>/**/<file>`.
+    """Reads `<class>/**/<file>`, or `<split>/<class>/**/<file>`; see `base.Source`.
 
-    Hidden files are passed over. A link is followed where it stays in the source, or ends in one
-    of `stores`: a version control's cache links the files that it checks out.
-
-    Parameters
-    ----------
-    root : the folder
-    stores : gives folders outside the source that links to files may point into; asked only once
-        such a link is met
+    A folder `unlabeled` in place of a class holds images without a label. Several folders may mean
+    one split (`val` and `valid`), or one class (accents composed and not).
 
     Raises
     ------
     WinnowError
-        Where the folder cannot be listed or its layout is neither of the two.
+        Where the layout is neither of the two.
     """
 
-    def __init__(self, root: Path, stores: Stores = no_stores) -> None:
-        self._given = root
-        self._root = root.resolve()
-        self._stores = stores
-        self._allowed: list[Path] | None = None
-        self.refused: list[Quarantined] = []
-        self.unlabeled = 0
-        try:
-            found = sorted(self._walk_source(), key=lambda pair: pair[1].source)
-        except OSError as error:
-            raise WinnowError(f"ingest.source {root} cannot be listed: {error}") from error
-        self._paths = [path for path, _ in found]
-        self.items = [item for _, item in found]
-        self.refused.sort(key=lambda row: (row.source, row.reason))
+    notes: Sequence[str] = ()
 
-    def read(self, index: int) -> Picture:
-        """Read and decode one file; see `base.Source.read`."""
-        path = self._paths[index]
-        try:
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait for ever
-                raise UnusableError("unreadable", "not a regular file")
-            if status.st_size > MAX_BYTES:
-                raise UnusableError("too_large", f"{status.st_size} bytes; at most {MAX_BYTES}")
-            encoded = path.read_bytes()
-        except OSError as error:
-            raise UnusableError("unreadable", error.strerror or type(error).__name__) from error
-        image = decode(encoded)
-        # As RGB, so that a grey copy of a grey RGB image counts as the same pixels.
-        return Picture(bytes_id(encoded), pixel_id(np.asarray(image.convert("RGB"))), image)
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        top = [folder for folder in tree.folders() if not _unlabeled(folder)]
+        self._splits = self._split_folders(top)
+        self._folders = [_Folder(folder, None, None) for folder in tree.folders() if _unlabeled(folder)]
+        parents: Sequence[tuple[str, Split | None]] = self._splits or [("", None)]
+        for parent, split in parents:
+            for folder in tree.folders(parent) if parent else top:
+                unlabeled = _unlabeled(folder)
+                self._folders.append(
+                    _Folder(folder, *((None, None) if unlabeled else (_label(folder), split)))
+                )
+        self._folders.sort(key=lambda folder: folder.name)
+        labels = {folder.label for folder in self._folders if folder.label is not None}
+        self.classes: Sequence[str] = sorted(label for label in labels if not label_problem(label))
 
-    def _walk_source(self) -> Iterator[tuple[Path, Item]]:
-        top = self._folders(self._root)
-        for folder in [folder for folder in top if folder.name.lower() == UNLABELED]:
-            top.remove(folder)
-            self.unlabeled += sum(1 for _ in self._files(folder))
-        splits = self._split_folders(top)
-        classes: list[tuple[Path, Split | None]] = [(folder, None) for folder in top]
-        if splits:
-            classes = [(inner, split) for folder, split in splits for inner in self._folders(folder)]
-        self._refuse_loose_files([self._root, *(folder for folder, _ in splits)])
-        self.classes = sorted({_class_name(folder) for folder, _ in classes})
-        for folder, split in classes:
-            for path in self._files(folder):
-                yield path, Item(self._name(path), _class_name(folder), split)
+    @property
+    def kind(self) -> str:
+        """See `base.Source`."""
+        shown = ", ".join(f"{printable(folder)}/" for folder, _ in self._splits)
+        return f"class folders with {shown}" if shown else "class folders"
 
-    def _split_folders(self, top: list[Path]) -> list[tuple[Path, Split]]:
+    @cached_property
+    def count(self) -> int:
+        """See `base.Source`."""
+        return sum(self._tree.count(folder.name) for folder in self._folders)
+
+    def blocks(self) -> Iterator[Block]:
+        """See `base.Source`. Blocks do not end with a folder: there may be many small ones."""
+        loose = list(self._loose_files())
+        if loose:
+            yield only_refused(loose)
+        found = self._files()
+        while chunk := list(islice(found, BLOCK)):
+            good = [(name, folder) for name, folder, problem in chunk if not problem]
+            paths = [name for name, _ in good]
+            yield Block(
+                names=[printable(name) for name in paths],
+                labels=[folder.label for _, folder in good],
+                splits=[folder.split for _, folder in good],
+                groups=[None] * len(good),
+                weights=[1.0] * len(good),
+                payload=self._tree.payload(paths),
+                refused=[
+                    Quarantined(printable(name), "bad_label", problem)
+                    for name, _, problem in chunk
+                    if problem
+                ],
+            )
+
+        if self._tree.refused:  # complete only now: folders may have turned out to be closed
+            yield only_refused(list(self._tree.refused))
+
+    def _files(self) -> Iterator[tuple[str, _Folder, str | None]]:
+        """Every file with its folder, and what is wrong with the class's name."""
+        for folder in self._folders:
+            problem = None if folder.label is None else _problem(folder)
+            for name in self._tree.walk(folder.name):
+                yield name, folder, problem
+
+    def _loose_files(self) -> Iterator[Quarantined]:
+        """What lies beside class folders; a link has its own reason, where there is one."""
+        apart = UnusableError("no_class_folder", "files are read from class folders only")
+        for parent in ["", *(folder for folder, _ in self._splits)]:
+            for name in self._tree.files(parent):
+                problem = self._tree.problem(name) or apart
+                yield Quarantined(printable(name), problem.reason, problem.detail)
+
+    def _split_folders(self, top: list[str]) -> list[tuple[str, Split]]:
         """The folders that are splits; none where all of them are classes."""
-        named = [folder for folder in top if folder.name.lower() in SPLIT_FOLDERS]
-        nested = [folder for folder in named if self._folders(folder)]
+        source = f"ingest.source {self._tree.shown}"
+        named = [folder for folder in top if folder.lower() in SPLIT_NAMES]
+        nested = [folder for folder in named if self._tree.folders(folder)]
         if not nested and len(named) < len(top):
             return []  # `valid` beside `invalid` are two classes like any other
         if not nested and named:
             raise WinnowError(
-                f"ingest.source {self._given} holds {named[0].name}/ without class folders in it: "
+                f"{source} holds {named[0]}/ without class folders in it: "
                 "the folder that an image lies in says its class"
             )
         if nested and len(named) < len(top):
-            other = next(folder.name for folder in top if folder not in named)
+            other = printable(next(folder for folder in top if folder not in named))
             raise WinnowError(
-                f"ingest.source {self._given} holds both a split ({nested[0].name}/) and a class ({other}/): "
+                f"{source} holds both a split ({nested[0]}/) and a class ({other}/): "
                 "put every class folder under train/, val/ or test/, or none"
             )
-        splits = [(folder, SPLIT_FOLDERS[folder.name.lower()]) for folder in named]
+        splits = [(folder, SPLIT_NAMES[folder.lower()]) for folder in named]
         if splits and not any(split == "train" for _, split in splits):
             raise WinnowError(
-                f"ingest.source {self._given} brings {', '.join(sorted(f.name for f in named))} "
+                f"{source} brings {', '.join(sorted(named))} "
                 "but no train/: add it, or take the split folders away to have the images dealt"
             )
         return splits
 
-    def _folders(self, parent: Path) -> list[Path]:
-        """The folders in `parent` that are no links, sorted by name."""
-        with os.scandir(parent) as entries:
-            names = [e.name for e in entries if e.is_dir(follow_symlinks=False) and not _hidden(e.name)]
-        return [parent / name for name in sorted(names)]
 
-    def _refuse_loose_files(self, parents: list[Path]) -> None:
-        for parent in parents:
-            for path in sorted(parent.iterdir()):
-                if _hidden(path.name) or (path.is_dir() and not path.is_symlink()):
-                    continue
-                if not path.is_symlink() or self._follow(path):
-                    self._refuse(path, "no_class_folder", "files are read from class folders only")
+class _Folder(NamedTuple):
+    """A folder of images; `label` is a `class_name` that may still be no good, None for no label."""
 
-    def _files(self, folder: Path) -> Iterator[Path]:
-        """Every file below `folder` that may be read."""
-        try:
-            with os.scandir(folder) as entries:
-                listed = [entry for entry in entries if not _hidden(entry.name)]
-        except OSError as error:
-            self._refuse(folder, "unreadable", error.strerror or type(error).__name__)
-            return
-        for entry in sorted(listed, key=lambda entry: entry.name):
-            path = folder / entry.name
-            if entry.is_dir(follow_symlinks=False):
-                yield from self._files(path)
-            elif not entry.is_symlink() or self._follow(path):
-                yield path
-
-    def _follow(self, link: Path) -> bool:
-        """Whether a link may be followed; one that may not is refused."""
-        try:
-            target = link.resolve()
-        except (OSError, RuntimeError):
-            self._refuse(link, "unreadable", "a link that goes round in circles")
-            return False
-        if not target.is_relative_to(self._root):
-            if self._allowed is None:
-                self._allowed = [store.resolve() for store in self._stores()]
-            if not any(target.is_relative_to(store) for store in self._allowed):
-                self._refuse(link, "outside_source", "a link that leaves the source's folder")
-                return False
-        if target.is_dir():
-            self._refuse(link, "linked_folder", "links to folders are not followed")
-            return False
-        return True
-
-    def _refuse(self, path: Path, reason: Reason, detail: str) -> None:
-        self.refused.append(Quarantined(self._name(path), reason, detail))
-
-    def _name(self, path: Path) -> str:
-        return _printable(path.relative_to(self._root).as_posix())
+    name: str
+    label: str | None
+    split: Split | None
 
 
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name in _CLUTTER
+def _unlabeled(folder: str) -> bool:
+    return folder.rpartition("/")[2].lower() in UNLABELED
 
 
-def _class_name(folder: Path) -> str:
-    # The same letter may be one code point or two: macOS and Linux write file names differently.
-    return unicodedata.normalize("NFC", _printable(folder.name))
+def _label(folder: str) -> str:
+    return class_name(folder.rpartition("/")[2])
 
 
-def _printable(name: str) -> str:
-    """A file name that is not valid UTF-8 in a form that a table can hold."""
-    return os.fsencode(name).decode("utf-8", "replace")
+def _problem(folder: _Folder) -> str | None:
+    if any("\udc80" <= character <= "\udcff" for character in folder.name.rpartition("/")[2]):
+        return "the class folder's name is not UTF-8"
+    return label_problem(folder.label or "")

@@ -1,44 +1,187 @@
-"""Which reader a source needs, seen from what lies there."""
+"""Which reader a source needs: as asked for, or seen from what lies there."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from stages.errors import WinnowError
-from stages.sources.arrays import NpzArrays
-from stages.sources.base import Source
-from stages.sources.folders import ClassFolders, Stores, no_stores
+from stages.sources import arrays, folders, huggingface, idx, manifest
+from stages.sources.archives import ENDINGS, is_archive, open_archive
+from stages.sources.base import Block, Columns, Source, only_refused
+from stages.sources.names import hidden, split_of
+from stages.sources.trees import FolderTree, Stores, Tree, no_stores
+
+Format = Literal["auto", "folders", "manifest", "huggingface", "arrays", "idx"]
+_Reader = Callable[[Tree, Columns, Path], "Source | None"]
+_DEEPEST = 8  # folders that hold nothing but one folder
 
 
-def open_source(path: Path, stores: Stores = no_stores) -> Source:
-    """The reader for a source: an `.npz`, a folder with one `.npz`, or class folders.
+def open_source(
+    path: Path,
+    scratch: Path,
+    *,
+    format: Format = "auto",
+    columns: Columns = Columns(),  # noqa: B008 — frozen
+    stores: Stores = no_stores,
+) -> Source:
+    """The reader for a source.
+
+    An archive, or a folder that holds nothing but one, is looked into as if it were a folder; so is
+    a folder that holds nothing but one other. What lies at the top then decides, the most telling
+    first: Parquet in the Hugging Face layout, a manifest, IDX files, arrays, class folders.
 
     Parameters
     ----------
     path : `ingest.source`
-    stores : see `folders.ClassFolders`
+    scratch : an existing folder for what must be unpacked; needed until everything is read
+    format : the reader, or `auto`
+    columns : of a manifest or Parquet files
+    stores : folders outside the source that links may end in; see `trees.FolderTree`
 
     Raises
     ------
     WinnowError
-        Where there is nothing, or nothing that any reader takes.
+        Where there is nothing, or nothing that the reader takes.
     """
     if not path.exists():
         raise WinnowError(
             f"ingest.source {path} is not there: put images in it, or name another in params.yaml"
         )
+    if path.is_file() and not is_archive(path):
+        return _open_file(path, scratch, format, columns)
+    chain = _chain(_tree(path, scratch, stores))
+    readers = _READERS if format == "auto" else {format: _READERS[format]}
+    for depth in reversed(range(len(chain))):
+        for read in readers.values():
+            source = read(chain[depth], columns, scratch)
+            if source is not None:
+                return _Whole(source, chain[: depth + 1])
+    raise WinnowError(_nothing(path, format))
+
+
+class _Whole:
+    """A source with what the trees refused that it was found in: every file ends in some table."""
+
+    def __init__(self, source: Source, chain: Sequence[Tree]) -> None:
+        self._source = source
+        self._chain = chain
+        self.kind = source.kind
+        self.classes = source.classes
+        self.count = source.count
+        self.notes = source.notes
+
+    def blocks(self) -> Iterator[Block]:
+        """See `base.Source`."""
+        yield from self._source.blocks()
+        # An archive's tree knows of the whole archive, and class folders tell their own.
+        trees: list[Tree] = [tree for tree in self._chain[:-1] if isinstance(tree, FolderTree)]
+        if not isinstance(self._source, folders.ClassFolders):
+            trees.append(self._chain[-1])
+        refused = [row for tree in trees for row in tree.refused]
+        if refused:
+            yield only_refused(refused)
+
+
+def _tree(path: Path, scratch: Path, stores: Stores) -> Tree:
     if path.is_file():
-        if path.suffix != ".npz":
-            raise WinnowError(
-                f"ingest.source {path} is a file: a folder of class folders or an .npz is needed"
-            )
-        return NpzArrays(path)
-    visible = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
-    archives = [entry for entry in visible if entry.suffix == ".npz" and entry.is_file()]
-    if not archives or any(entry.is_dir() for entry in visible):
-        return ClassFolders(path, stores)
-    if len(archives) > 1:
+        return open_archive(path, scratch)
+    inside = [entry for entry in sorted(path.iterdir()) if not hidden(entry.name)]
+    if len(inside) == 1 and inside[0].is_file() and is_archive(inside[0]):
+        return open_archive(inside[0], scratch)
+    return FolderTree(path, stores)
+
+
+def _chain(tree: Tree) -> list[Tree]:
+    """The tree, and those below it as long as there is one folder and nothing else.
+
+    What only wraps is no dataset, so the innermost is the first to look at. A class folder, and one
+    with the name of a split, is no wrapping.
+    """
+    chain: list[Tree] = [tree]
+    while len(chain) <= _DEEPEST:
+        folders_there = chain[-1].folders()
+        if len(folders_there) != 1 or chain[-1].files() or split_of(folders_there[0]):
+            break
+        inner = chain[-1].under(folders_there[0])
+        if not inner.folders() and not _recognised(inner):
+            break  # a class folder, the only one
+        chain.append(inner)
+    return chain
+
+
+def _recognised(tree: Tree) -> bool:
+    """Whether there is more than images at the top."""
+    names = [name.lower() for name in tree.files()]
+    return any(
+        name.endswith((".csv", ".tsv", ".parquet", ".npz", ".npy")) or "-ubyte" in name for name in names
+    )
+
+
+def _open_file(path: Path, scratch: Path, format: Format, columns: Columns) -> Source:
+    """A source that is one file and no archive."""
+    tree, suffix = FolderTree(path.parent), path.suffix.lower()
+    if suffix == ".npz" and format in ("auto", "arrays"):
+        return arrays.Arrays(tree, [path.name], scratch)
+    if suffix == ".parquet" and format in ("auto", "huggingface") and path.name in huggingface.find(tree):
+        return huggingface.HuggingFace(tree, [path.name], columns)
+    if suffix in (".csv", ".tsv", ".parquet", ".npy") or "-ubyte" in path.name:
         raise WinnowError(
-            f"ingest.source {path} holds {len(archives)} .npz files: leave one, or name one of them"
+            f"ingest.source {path} is one file of several that belong together: name its folder "
+            f"({path.parent}), so that DVC watches all of them"
         )
-    return NpzArrays(archives[0])
+    raise WinnowError(
+        f"ingest.source {path} is a file that no reader takes: a folder, an archive "
+        f"({', '.join(ENDINGS)}), an .npz or a Parquet file with images is needed"
+    )
+
+
+def _nothing(path: Path, format: Format) -> str:
+    needed = {
+        "auto": "a folder for each class with its images, a manifest, or arrays",
+        "folders": "a folder for each class with its images",
+        "manifest": "a .csv, .tsv or .parquet with a column of paths at its top",
+        "huggingface": "Parquet files with a column of images (bytes and path)",
+        "arrays": "an .npz, or .npy files of images and labels",
+        "idx": "pairs of …-images-idx3-ubyte and …-labels-idx1-ubyte",
+    }[format]
+    return (
+        f"ingest.source {path} holds no images that ingest.format = {format!r} can read: {needed} is needed"
+    )
+
+
+# --- the readers, the most telling first -------------------------------------------------------
+
+
+def _huggingface(tree: Tree, columns: Columns, scratch: Path) -> Source | None:
+    names = huggingface.find(tree)
+    return huggingface.HuggingFace(tree, names, columns) if names else None
+
+
+def _manifest(tree: Tree, columns: Columns, scratch: Path) -> Source | None:
+    name = manifest.find(tree, columns)
+    return manifest.Manifest(tree, name, columns) if name else None
+
+
+def _idx(tree: Tree, columns: Columns, scratch: Path) -> Source | None:
+    names = idx.find(tree)
+    return idx.Idx(tree, names, scratch) if names else None
+
+
+def _arrays(tree: Tree, columns: Columns, scratch: Path) -> Source | None:
+    names = arrays.find(tree)
+    return arrays.Arrays(tree, names, scratch) if names else None
+
+
+def _folders(tree: Tree, columns: Columns, scratch: Path) -> Source | None:
+    return folders.ClassFolders(tree) if folders.find(tree) else None
+
+
+_READERS: dict[str, _Reader] = {
+    "huggingface": _huggingface,
+    "manifest": _manifest,
+    "idx": _idx,
+    "arrays": _arrays,
+    "folders": _folders,
+}

@@ -1,62 +1,81 @@
-"""Class folders: layouts, links, and what does not belong there."""
+"""Class folders: layouts, names, and what does not belong there."""
 
 from __future__ import annotations
 
+import io
 import os
+import tarfile
+import tempfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stages.errors import WinnowError
-from stages.sources.base import UnusableError
-from stages.sources.folders import ClassFolders
+from stages.ids import Split
+from stages.sources.archives import open_archive
+from stages.sources.base import BLOCK, Block
+from stages.sources.folders import ClassFolders, find
+from stages.sources.names import hidden, printable
+from stages.sources.trees import FolderTree, Tree
 
 
-def put(path: Path, value: int = 0) -> Path:
+def put(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((4, 4), value, np.uint8)).save(path)
+    path.write_bytes(b"x")
     return path
 
 
-def listed(source: ClassFolders) -> list[tuple[str, str, str | None]]:
-    return [(item.source, item.label, item.split) for item in source.items]
+def tree_of(root: Path, *names: str) -> FolderTree:
+    root.mkdir(exist_ok=True)
+    for name in names:
+        put(root / name)
+    return FolderTree(root)
 
 
-def refused(source: ClassFolders) -> dict[str, str]:
-    return {row.source: row.reason for row in source.refused}
+def listed(blocks: list[Block]) -> list[tuple[str, str | None, Split | None]]:
+    return [row for block in blocks for row in zip(block.names, block.labels, block.splits, strict=True)]
+
+
+def refused(blocks: list[Block]) -> dict[str, str]:
+    rows = [row for block in blocks for row in block.refused]
+    assert len({row.path for row in rows}) == len(rows)
+    return {row.path: row.reason for row in rows}
 
 
 def test_class_folders_without_splits(tmp_path: Path) -> None:
-    for name in ("dog/2.png", "cat/deep/er/1.png", "cat/0.png"):
-        put(tmp_path / name)
-    source = ClassFolders(tmp_path)
+    source = ClassFolders(tree_of(tmp_path, "dog/2.png", "cat/deep/er/1.png", "cat/0.png"))
+    assert source.kind == "class folders"
     assert source.classes == ["cat", "dog"]
-    assert listed(source) == [
+    assert source.count == 3
+    blocks = list(source.blocks())
+    assert listed(blocks) == [
         ("cat/0.png", "cat", None),
         ("cat/deep/er/1.png", "cat", None),
         ("dog/2.png", "dog", None),
     ]
+    assert [list(block.payload.read()) for block in blocks] == [[b"x"] * 3]
+    assert blocks[0].weights == [1.0] * 3
+    assert blocks[0].groups == [None] * 3
 
 
 def test_splits_above_the_classes(tmp_path: Path) -> None:
-    for name in ("train/a/1.png", "train/b/2.png", "Valid/a/3.png", "test/c/4.png"):
-        put(tmp_path / name)
-    source = ClassFolders(tmp_path)
+    tree = tree_of(tmp_path, "train/a/1", "train/b/2", "Valid/a/3", "val/a/3", "Testing/c/4")
+    source = ClassFolders(tree)
+    assert source.kind == "class folders with Testing/, Valid/, train/, val/"
     assert source.classes == ["a", "b", "c"]
-    assert {name: split for name, _, split in listed(source)} == {
-        "train/a/1.png": "train",
-        "train/b/2.png": "train",
-        "Valid/a/3.png": "val",
-        "test/c/4.png": "test",
-    }
+    assert listed(list(source.blocks())) == [
+        ("Testing/c/4", "c", "test"),
+        ("Valid/a/3", "a", "val"),
+        ("train/a/1", "a", "train"),
+        ("train/b/2", "b", "train"),
+        ("val/a/3", "a", "val"),
+    ]
 
 
 def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
-    put(tmp_path / "valid/1.png")
-    put(tmp_path / "invalid/2.png")
-    assert ClassFolders(tmp_path).classes == ["invalid", "valid"]
+    assert ClassFolders(tree_of(tmp_path, "valid/1", "invalid/2")).classes == ["invalid", "valid"]
 
 
 @pytest.mark.parametrize(
@@ -68,104 +87,152 @@ def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
     ],
 )
 def test_ambiguous_layouts_are_said_so(tmp_path: Path, names: list[str], said: str) -> None:
-    for name in names:
-        put(tmp_path / name)
     with pytest.raises(WinnowError, match=r"ingest\.source") as caught:
-        ClassFolders(tmp_path)
+        ClassFolders(tree_of(tmp_path, *names))
     assert said in str(caught.value)
 
 
+def test_only_folders_make_class_folders(tmp_path: Path) -> None:
+    assert not find(tree_of(tmp_path, "1.png", ".git/2.png"))
+    assert find(tree_of(tmp_path, "a/1.png"))
+
+
 def test_hidden_files_are_passed_over_and_loose_ones_refused(tmp_path: Path) -> None:
-    for name in ("a/1.png", "a/.2.png", ".git/3.png", "a/Thumbs.db.png"):
-        put(tmp_path / name)
-    (tmp_path / "a/Thumbs.db").write_bytes(b"")
-    (tmp_path / "README.md").write_text("hello")
-    source = ClassFolders(tmp_path)
-    assert [item.source for item in source.items] == ["a/1.png", "a/Thumbs.db.png"]
-    assert refused(source) == {"README.md": "no_class_folder"}
+    source = ClassFolders(
+        tree_of(tmp_path, "train/a/1", "train/a/.2", ".git/3", "README.md", "train/list.txt")
+    )
+    blocks = list(source.blocks())
+    assert listed(blocks) == [("train/a/1", "a", "train")]
+    assert refused(blocks) == {"README.md": "no_class_folder", "train/list.txt": "no_class_folder"}
+    assert source.count == 1
 
 
-def test_unlabeled_files_are_counted_and_left_out(tmp_path: Path) -> None:
-    for name in ("a/1.png", "b/2.png", "unlabeled/3.png", "unlabeled/x/4.png"):
-        put(tmp_path / name)
-    source = ClassFolders(tmp_path)
-    assert source.classes == ["a", "b"]
-    assert source.unlabeled == 2
+def test_loose_links_say_what_is_wrong_with_them(tmp_path: Path) -> None:
+    tree = tree_of(tmp_path / "source", "a/1")
+    (tmp_path / "source/b").symlink_to("a")
+    (tmp_path / "source/c").symlink_to(tmp_path)
+    blocks = list(ClassFolders(tree).blocks())
+    assert refused(blocks) == {"b": "linked_folder", "c": "outside_source"}
+    assert listed(blocks) == [("a/1", "a", None)]
 
 
-def test_links_are_followed_only_inside(tmp_path: Path) -> None:
-    root = tmp_path / "source"
-    put(root / "a/1.png")
-    secret = put(tmp_path / "secret/x.png")
-    (root / "a/out.png").symlink_to(secret)
-    (root / "a/up.png").symlink_to("../../secret/x.png")
-    (root / "a/in.png").symlink_to("1.png")
-    (root / "a/loop").symlink_to(root)
-    (root / "b").symlink_to(secret.parent)
-    (root / "a/self.png").symlink_to("self.png")
-    source = ClassFolders(root)
-    assert [item.source for item in source.items] == ["a/1.png", "a/in.png"]
-    assert refused(source) == {
-        "a/out.png": "outside_source",
-        "a/up.png": "outside_source",
-        "a/loop": "linked_folder",
-        "b": "outside_source",
-        "a/self.png": "unreadable",
+@pytest.mark.parametrize("name", ["unlabeled", "Unlabelled"])
+def test_unlabeled_files_have_neither_label_nor_split(tmp_path: Path, name: str) -> None:
+    tree = tree_of(tmp_path, "train/a/1", f"train/{name}/2", f"{name}/3", f"{name}/x/4", "test/a/5")
+    source = ClassFolders(tree)
+    assert source.classes == ["a"]
+    assert source.count == 5
+    assert set(listed(list(source.blocks()))) == {
+        ("train/a/1", "a", "train"),
+        (f"train/{name}/2", None, None),
+        (f"{name}/3", None, None),
+        (f"{name}/x/4", None, None),
+        ("test/a/5", "a", "test"),
     }
 
 
-def test_links_into_a_store_are_followed(tmp_path: Path) -> None:
-    cached = put(tmp_path / "cache/ab/cdef.png")
-    link = tmp_path / "source/a/1.png"
-    link.parent.mkdir(parents=True)
-    link.symlink_to(cached)
-    source = ClassFolders(tmp_path / "source", lambda: [tmp_path / "cache"])
-    assert [item.source for item in source.items] == ["a/1.png"]
-    assert not source.refused
-    assert source.read(0).image.size == (4, 4)
+def test_equal_class_names_are_one_class(tmp_path: Path) -> None:
+    composed, decomposed = "caf\N{LATIN SMALL LETTER E WITH ACUTE}", "cafe\N{COMBINING ACUTE ACCENT}"
+    source = ClassFolders(tree_of(tmp_path, f"{composed}/1", f"{decomposed}/2", f" {composed} /3", "b/4"))
+    assert source.classes == ["b", composed]
+    assert [label for _, label, _ in listed(list(source.blocks()))].count(composed) == 3
 
 
-def test_the_source_itself_may_be_a_link(tmp_path: Path) -> None:
-    put(tmp_path / "disk/a/1.png")
-    (tmp_path / "source").symlink_to(tmp_path / "disk")
-    assert [item.source for item in ClassFolders(tmp_path / "source").items] == ["a/1.png"]
-
-
-def test_equal_pixels_have_equal_keys_in_any_format(tmp_path: Path) -> None:
-    put(tmp_path / "a/1.png", 7)
-    Image.fromarray(np.full((4, 4, 3), 7, np.uint8)).save(tmp_path / "a/2.bmp")
-    put(tmp_path / "a/3.png", 8)
-    first, second, third = (ClassFolders(tmp_path).read(index) for index in range(3))
-    assert first.sample_id != second.sample_id
-    assert first.pixel_key == second.pixel_key != third.pixel_key
-
-
-def test_a_pipe_does_not_stop_the_run(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    os.mkfifo(tmp_path / "a/pipe.png")
-    with pytest.raises(UnusableError, match="unreadable"):
-        ClassFolders(tmp_path).read(0)
-
-
-def test_a_file_that_vanished_is_unreadable(tmp_path: Path) -> None:
-    path = put(tmp_path / "a/1.png")
-    source = ClassFolders(tmp_path)
-    path.unlink()
-    with pytest.raises(UnusableError) as caught:
-        source.read(0)
-    assert caught.value.reason == "unreadable"
-    assert str(tmp_path) not in caught.value.detail
-
-
-def test_a_file_of_too_many_bytes_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(tmp_path / "a/1.png")
-    monkeypatch.setattr("stages.sources.folders.MAX_BYTES", 10)
-    with pytest.raises(UnusableError, match="too_large"):
-        ClassFolders(tmp_path).read(0)
+def test_class_names_that_are_no_plain_text_are_refused(tmp_path: Path) -> None:
+    tree = tree_of(tmp_path, "a/1", "b\nc/2", "b\nc/3", "   /4", "x\\../5", os.fsdecode(b"caf\xe9") + "/6")
+    source = ClassFolders(tree)
+    assert source.classes == ["a"]
+    blocks = list(source.blocks())
+    assert listed(blocks) == [("a/1", "a", None)]
+    assert refused(blocks) == {
+        "b\\nc/2": "bad_label",
+        "b\\nc/3": "bad_label",
+        "   /4": "bad_label",
+        "x\\../5": "bad_label",
+        "caf\N{REPLACEMENT CHARACTER}/6": "bad_label",
+    }
+    assert all(str(tmp_path) not in row.detail for block in blocks for row in block.refused)
 
 
 def test_names_that_are_not_text_can_be_written_down(tmp_path: Path) -> None:
-    folder = tmp_path / "a"
-    folder.mkdir()
-    Path(os.fsdecode(os.fsencode(folder) + b"/\xff.png")).write_bytes(b"x")
-    assert [item.source for item in ClassFolders(tmp_path).items] == ["a/\N{REPLACEMENT CHARACTER}.png"]
+    blocks = list(ClassFolders(tree_of(tmp_path, os.fsdecode(b"a/\xff.png"), "a/x\ny")).blocks())
+    assert [name for name, _, _ in listed(blocks)] == ["a/x\\ny", "a/\N{REPLACEMENT CHARACTER}.png"]
+
+
+def test_blocks_are_no_longer_than_they_may_be_and_span_classes(tmp_path: Path) -> None:
+    tree = tree_of(tmp_path, *(f"c{number}/{image}" for number in range(BLOCK // 2) for image in range(3)))
+    source = ClassFolders(tree)
+    sizes = [len(block.payload) for block in source.blocks()]
+    assert sizes == [BLOCK, BLOCK // 2]
+    assert source.count == sum(sizes)
+
+
+def test_ten_thousand_classes(tmp_path: Path) -> None:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        for number in range(10_000):
+            tar.addfile(tarfile.TarInfo(f"class{number}/1.png"))
+    (tmp_path / "a.tar").write_bytes(content.getvalue())
+    source = ClassFolders(open_archive(tmp_path / "a.tar", tmp_path))
+    assert len(source.classes) == 10_000
+    assert sum(len(block.names) for block in source.blocks()) == 10_000
+
+
+def test_refused_members_of_an_archive_are_passed_on(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("a/1.png", "../x.png", "b/2.png"):
+            tar.addfile(tarfile.TarInfo(name))
+    blocks = list(ClassFolders(open_archive(tmp_path / "a.tar", tmp_path)).blocks())
+    assert [name for name, _, _ in listed(blocks)] == ["a/1.png", "b/2.png"]
+    assert refused(blocks) == {"../x.png": "outside_source"}
+
+
+# Without what an archive takes for a path on Windows: tests/sources/test_archives.py.
+PARTS = st.text(
+    st.characters(blacklist_characters="/\0\\:", blacklist_categories=["Cs"]), min_size=1, max_size=4
+)
+USUAL = st.sampled_from(["train", "val", "test", "unlabeled", "cat", "a.b", ".hidden", "Thumbs.db", "x\ny"])
+PATHS = st.lists(USUAL | PARTS, min_size=1, max_size=4).filter(lambda parts: not {".", ".."} & set(parts))
+
+
+def make(root: Path, paths: list[list[str]]) -> list[str]:
+    """The files that could be made, relative to the root."""
+    made = []
+    for parts in paths:
+        path = root.joinpath(*parts)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x")
+        except OSError:  # a file and a folder of one name
+            continue
+        made.append("/".join(parts))
+    return sorted(set(made))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(PATHS, max_size=8))
+def test_every_visible_file_is_in_a_block_or_refused(paths: list[list[str]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder, "source")
+        root.mkdir()
+        made = make(root, paths)
+        visible = [name for name in made if not any(map(hidden, name.split("/")))]
+        with tarfile.open(Path(folder, "a.tar"), "w") as tar:
+            for name in made:
+                tar.add(root / name, name)
+        archive = open_archive(Path(folder, "a.tar"), Path(folder))
+        found = [_accounted(tree, len(visible)) for tree in (FolderTree(root), archive)]
+        if all(given is not None for given in found):
+            assert [sorted(given) for given in found] == [sorted(map(printable, visible))] * 2
+
+
+def _accounted(tree: Tree, files: int) -> list[str] | None:
+    """Every file that the reader accounts for, None where it says that the layout is no good."""
+    try:
+        source = ClassFolders(tree)
+    except WinnowError:
+        return None
+    blocks = list(source.blocks())
+    rows = [name for name, _, _ in listed(blocks)] + [row.path for block in blocks for row in block.refused]
+    assert len(rows) == files
+    return rows

@@ -1,112 +1,117 @@
-"""Splits: brought, frozen, dealt."""
+"""Splits: brought and frozen."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from pathlib import Path
 
-import pandas as pd
+import numpy as np
 import pytest
+from found_rows import Row, found_of, frozen_of
 
-from stages.dataset import bytes_id
 from stages.errors import WinnowError
-from stages.sources.splits import assign, deal, read_frozen, write_frozen
-
-
-def ids(count: int, start: int = 0) -> list[str]:
-    return [bytes_id(str(i).encode()) for i in range(start, start + count)]
-
-
-def table(counts: dict[str, int], split: str | None = None) -> pd.DataFrame:
-    labels = [name for name, count in counts.items() for _ in range(count)]
-    return pd.DataFrame(
-        {
-            "sample_id": ids(len(labels)),
-            "label": labels,
-            "split": pd.Series([split] * len(labels), dtype=object),
-        }
-    )
-
-
-def by_class(samples: pd.DataFrame, splits: dict[str, str]) -> Counter[tuple[str, str]]:
-    return Counter(
-        (label, splits[i]) for i, label in zip(samples["sample_id"], samples["label"], strict=True)
-    )
-
-
-def test_shares_hold_within_each_class() -> None:
-    samples = table({"a": 100, "b": 40})
-    counts = by_class(samples, deal(samples, [], 0.1, 0.2))
-    assert counts == {
-        ("a", "train"): 70, ("a", "val"): 10, ("a", "test"): 20,
-        ("b", "train"): 28, ("b", "val"): 4, ("b", "test"): 8,
-    }  # fmt: skip
-
-
-def test_neither_order_nor_other_classes_matter() -> None:
-    samples = table({"a": 50, "b": 50})
-    whole = deal(samples, [], 0.1, 0.2)
-    assert deal(samples.sample(frac=1, random_state=0), [], 0.1, 0.2) == whole
-    alone = deal(samples[samples["label"] == "a"], [], 0.1, 0.2)
-    assert alone == {key: whole[key] for key in alone}
-
-
-@pytest.mark.parametrize(
-    ("count", "expected"),
-    [(1, {"train": 1}), (2, {"train": 1, "test": 1}), (3, {"train": 1, "test": 1, "val": 1})],
+from stages.ids import SPLITS, hex_ids
+from stages.sources.found import NO_LABEL, NO_SPLIT
+from stages.sources.splits import (
+    TEST,
+    TRAIN,
+    UNLABELED,
+    VAL,
+    Known,
+    assign,
+    hash_order,
+    nothing_frozen,
+    read_frozen,
+    write_frozen,
 )
-def test_small_classes_train_first_then_test_then_validate(count: int, expected: dict[str, int]) -> None:
-    assert Counter(deal(table({"a": count}), [], 0.1, 0.2).values()) == expected
 
 
-def test_a_share_of_zero_makes_no_validation() -> None:
-    assert "val" not in deal(table({"a": 30}), [], 0.0, 0.2).values()
+def known(rows: list[Row], frozen: dict[int, str] | None = None) -> Known:
+    found = found_of(rows)
+    return assign(found.sample_id, found.label, found.split, frozen_of(frozen or {}))
 
 
-def test_validation_is_dealt_out_of_train_where_the_source_brings_none() -> None:
-    samples = table({"a": 40}, "train")
-    samples.loc[:9, "split"] = "test"
-    assigned = assign(samples, {})
-    assert assigned.brought == {"train", "test"}
-    splits = deal(samples.assign(split=assigned.splits), assigned.brought, 0.1, 0.2)
-    assert Counter(splits.values()) == {"train": 27, "val": 3, "test": 10}
-    assert {key for key, split in splits.items() if split == "test"} == set(samples["sample_id"][:10])
+def names(splits: np.ndarray) -> list[str | None]:
+    return [None if code == NO_SPLIT else SPLITS[code] for code in splits.tolist()]
 
 
-def test_a_complete_split_of_the_source_is_left_alone() -> None:
-    samples = table({"a": 9}, "train")
-    samples.loc[:2, "split"] = "test"
-    samples.loc[3:5, "split"] = "val"
-    assigned = assign(samples, {samples["sample_id"][0]: "train"})
-    assert assigned.splits.tolist() == samples["split"].tolist()
-    assert (assigned.frozen, assigned.overruled, assigned.absent) == (0, 1, 0)
+def test_training_stays_open_where_validation_or_test_is_missing() -> None:
+    there = known([Row(1, split="train"), Row(2, split="test"), Row(3)])
+    assert there.splits_brought == {"train", "test"}
+    assert names(there.split) == [None, "test", None]
+    assert there.trains.tolist() == [True, False, False]
 
 
-def test_frozen_rows_are_taken_and_the_rest_dealt() -> None:
-    samples = table({"a": 20})
-    frozen = dict.fromkeys(samples["sample_id"][:10], "test") | dict.fromkeys(ids(3, start=500), "val")
-    assigned = assign(samples, frozen)
-    assert (assigned.frozen, assigned.absent) == (10, 3)
-    splits = deal(samples.assign(split=assigned.splits), assigned.brought, 0.1, 0.2)
-    assert all(splits[key] == "test" for key in samples["sample_id"][:10])
-    assert Counter(splits[key] for key in samples["sample_id"][10:]) == {"train": 7, "test": 2, "val": 1}
+def test_a_complete_split_of_the_source_outranks_the_frozen_one() -> None:
+    there = known([Row(1, split="train"), Row(2, split="val"), Row(3, split="test")], {1: "test", 2: "val"})
+    assert names(there.split) == ["train", "val", "test"]
+    assert (there.used, there.overruled, there.absent) == (0, 1, 0)
+    assert not there.trains.any()
+
+
+def test_frozen_rows_decide_what_the_source_leaves_open() -> None:
+    there = known([Row(1), Row(2, split="train"), Row(3), Row(1)], {1: "test", 2: "val", 8: "val", 9: "val"})
+    assert names(there.split) == ["test", "val", None, "test"]
+    assert (there.used, there.overruled, there.absent) == (2, 0, 2)
+    assert there.brought.tolist() == [False] * 4
+    assert names(there.frozen) == ["test", "val", None, "test"]
+
+
+def test_what_has_no_label_is_unlabeled_whatever_is_said() -> None:
+    rows = [Row(1, None), Row(2, None, "test"), Row(3, None, "train"), Row(4, "a", "unlabeled"), Row(5)]
+    there = known(rows, {1: "test"})
+    assert names(there.split) == ["unlabeled"] * 4 + [None]
+    assert there.label.tolist() == [NO_LABEL] * 4 + [0]
+    assert there.splits_brought == set()  # a test split without labels is none
+    assert (there.unscored, there.unused_labels) == (1, 1)
+    assert (there.used, there.absent) == (0, 0)
+
+
+def test_hash_order_depends_on_purpose_and_id_alone() -> None:
+    order = hash_order(["a", "b", "c", "d", "e"], "x")
+    assert hash_order(["e", "d", "c", "b", "a"], "x") == order
+    assert hash_order(["a", "c", "e"], "x") == [name for name in order if name in "ace"]
+    assert hash_order(["a", "b", "c", "d", "e"], "y") != order
 
 
 def test_frozen_splits_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "splits.csv"
-    splits = dict(zip(ids(3), ["train", "val", "test"], strict=True))
-    write_frozen(path, splits)
+    ids = np.random.default_rng(0).integers(0, 2**64, 200_000, np.uint64, endpoint=False)
+    splits = (ids % np.uint64(4)).astype(np.int8)  # a quarter each, also unlabeled
+    count = write_frozen(path, ids, splits)
     lines = path.read_text().splitlines()
     assert lines[0] == "sample_id,split"
     assert lines[1:] == sorted(lines[1:])
-    assert read_frozen(path) == splits
+    assert len(lines) - 1 == count == (splits != UNLABELED).sum()
+    frozen = read_frozen(path)
+    assert len(frozen) == count
+    expected = np.where(splits == UNLABELED, np.int8(NO_SPLIT), splits)
+    assert np.array_equal(frozen.lookup(ids), expected)
+
+
+def test_a_sample_is_frozen_once(tmp_path: Path) -> None:
+    path = tmp_path / "splits.csv"
+    assert write_frozen(path, np.array([2, 1, 2], np.uint64), np.array([VAL, TRAIN, VAL], np.int8)) == 2
+    assert (
+        path.read_text() == f"sample_id,split\n{hex_ids(np.array([1], np.uint64))[0]},train\n{2:016x},val\n"
+    )
+
+
+def test_looking_up_what_is_not_there(tmp_path: Path) -> None:
+    ids = np.array([0, 5, 2**64 - 1], np.uint64)
+    assert nothing_frozen().lookup(ids).tolist() == [NO_SPLIT] * 3
+    assert frozen_of({5: "test"}).lookup(ids).tolist() == [NO_SPLIT, TEST, NO_SPLIT]
+    path = tmp_path / "splits.csv"
+    path.write_text("sample_id,split\n")
+    assert len(read_frozen(path)) == 0
 
 
 def test_a_spreadsheets_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "splits.csv"
-    path.write_bytes(b"\xef\xbb\xbfsample_id,split\r\n0123456789abcdef,val\r\n\r\n")
-    assert read_frozen(path) == {"0123456789abcdef": "val"}
+    path.write_bytes(b"\xef\xbb\xbfsample_id,split\r\n0123456789abcdef,val\r\n\r\n0123456789abcdef,val\r\n")
+    frozen = read_frozen(path)
+    assert hex_ids(frozen.sample_id) == ["0123456789abcdef"]
+    assert frozen.split.tolist() == [VAL]
 
 
 @pytest.mark.parametrize(
@@ -118,8 +123,8 @@ def test_a_spreadsheets_file_is_read(tmp_path: Path) -> None:
         ("sample_id,split\n0123456789abcdef,val\n1.2E+15,val\n", "line 3: sample_id '1.2E+15'"),
         ("sample_id,split\n0123456789abcdef,dev\n", "line 2: split 'dev' is none of train, val, test"),
         (
-            "sample_id,split\n0123456789abcdef,val\n0123456789abcdef,test\n",
-            "line 3: 0123456789abcdef is in test",
+            "sample_id,split\n0123456789abcdef,val\n0000000000000000,val\n0123456789abcdef,test\n",
+            "line 4: 0123456789abcdef is in test, and in val further up",
         ),
     ],
 )

@@ -1,0 +1,261 @@
+"""What the cells of a table say: file names, classes, splits, groups, weights.
+
+Anybody may have written the table. A cell that cannot be right raises `UnusableError`: the row is
+refused, and the next one follows.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+from stages.ids import Split
+from stages.sources.base import BLOCK, Block, Payload, Quarantined, UnusableError, only_refused
+from stages.sources.names import class_name, label_problem, name_problem, printable, split_of
+
+_LONGEST_PATH = 4096  # characters; PATH_MAX of Linux
+_LONGEST_CELL = 1000  # characters of a label or a split: longer ones are not held in caches
+_LONGEST_SHOWN = 300  # characters of a refused path
+_LARGEST_WEIGHT = 3e38  # float32 holds it
+_DRIVE = re.compile(r"[A-Za-z]:")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+# Most paths by far: nothing to normalise. No part starts with a full stop.
+_PLAIN = re.compile(r"(?:\w[\w .()+,=@-]*/)*[\w()+,=@-][\w .()+,=@-]*")
+
+
+def file_name(cell: str | None, folder: str = "") -> str:
+    """The path in a cell, relative to the top of the tree.
+
+    Parameters
+    ----------
+    cell : path relative to `folder`; backslashes separate as slashes do, since such tables come
+        from Windows, and a file whose name holds one cannot be listed
+    folder : the folder of the table, relative to the top of the tree
+
+    Raises
+    ------
+    UnusableError
+        `bad_row` where the cell is empty, `bad_name`, or `outside_source` for absolute paths,
+        drives, addresses and paths that climb out of the tree.
+    """
+    path = (cell or "").strip(" ")
+    if not path:
+        raise UnusableError("bad_row", "no path")
+    if len(path) > _LONGEST_PATH:
+        raise UnusableError("bad_name", f"a path of {len(path)} characters; at most {_LONGEST_PATH}")
+    if problem := name_problem(path):
+        raise UnusableError("bad_name", problem)
+    if _PLAIN.fullmatch(path):
+        return f"{folder}/{path}" if folder else path
+    if _ADDRESS.match(path):
+        raise UnusableError("outside_source", "an address: bring remote data with `dvc import-url`")
+    path = path.replace("\\", "/")
+    if path.startswith("/") or _DRIVE.match(path):
+        raise UnusableError("outside_source", "an absolute path; paths are relative to the table")
+    parts: list[str] = folder.split("/") if folder else []
+    for part in path.split("/"):
+        if part == "..":
+            if not parts:
+                raise UnusableError("outside_source", "a path that climbs out of the source's folder")
+            parts.pop()
+        elif part not in ("", "."):
+            parts.append(part)
+    if not parts:
+        raise UnusableError("bad_row", "no path")
+    return "/".join(parts)
+
+
+def label(cell: str | None) -> str | None:
+    """The class name in a cell, None where the cell is empty.
+
+    Raises
+    ------
+    UnusableError
+        `bad_label`: only blanks, too long, no plain text, or a path that climbs.
+    """
+    if not cell:
+        return None
+    return _label(cell) if len(cell) <= _LONGEST_CELL else _label.__wrapped__(cell)
+
+
+def split(cell: str | None) -> Split | None:
+    """The split in a cell, None where it is empty.
+
+    Raises
+    ------
+    UnusableError
+        `bad_row` where it is no split's name.
+    """
+    if not cell:
+        return None
+    return _split(cell) if len(cell) <= _LONGEST_CELL else _split.__wrapped__(cell)
+
+
+def label_and_split(label_cell: str | None, split_cell: str | None) -> tuple[str | None, Split | None]:
+    """Both, or neither where one of them says that there is no label.
+
+    An item without a label is in no split: public test sets often come with their labels taken away,
+    and such a set tests nothing.
+
+    Raises
+    ------
+    UnusableError
+        As `label` and `split`.
+    """
+    name, where = label(label_cell), split(split_cell)
+    return (None, None) if name is None or where == "unlabeled" else (name, where)
+
+
+def group(cell: str | None) -> str | None:
+    """The group in a cell, compared as class names are; None where it is empty or blank.
+
+    Raises
+    ------
+    UnusableError
+        `bad_row` where it is no UTF-8.
+    """
+    if not cell:
+        return None
+    if not cell.isprintable() and any("\ud800" <= character <= "\udfff" for character in cell):
+        raise UnusableError("bad_row", "the group is no UTF-8 text")
+    return unicodedata.normalize("NFC", cell.strip()) or None
+
+
+def weight(cell: str | float | None) -> float:
+    """The weight in a cell, 1 where it is empty.
+
+    Raises
+    ------
+    UnusableError
+        `bad_row` where it is no finite number, or below 0.
+    """
+    if cell is None or cell == "":
+        return 1.0
+    try:
+        number = float(cell)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= _LARGEST_WEIGHT:
+        raise UnusableError("bad_row", f"the weight {_short(str(cell))!r} is no number from 0")
+    return number
+
+
+def word(value: object) -> str | None:
+    """A value of a typed table as the text it would have in a CSV.
+
+    Whole numbers have no decimal point: pandas makes 3 into 3.0 where a column has gaps, and the
+    gaps into NaN.
+
+    Raises
+    ------
+    ValueError
+        For a number that is not whole.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        if value != value:  # noqa: PLR0124 - NaN
+            return None
+        if not value.is_integer():
+            raise ValueError(f"{value} is no whole number")
+        return str(int(value))
+    return str(value)
+
+
+class Rows:
+    """Collects rows as the blocks of a source.
+
+    Parameters
+    ----------
+    table : the table's name, for what has no path
+    place : what `number` in `add` counts, such as `line`
+    folder : the folder of the table, relative to the top of the tree
+    """
+
+    def __init__(self, table: str, place: str, folder: str = "") -> None:
+        self._table = printable(table)
+        self._place = place
+        self._folder = folder
+        self._clear()
+
+    def add(
+        self,
+        number: int,
+        path: str | None,
+        label_cell: str | None,
+        split_cell: str | None = None,
+        group_cell: str | None = None,
+        weight_cell: str | float | None = None,
+    ) -> None:
+        """Take a row, or refuse it."""
+        try:
+            name = file_name(path, self._folder)
+            known, where = label_and_split(label_cell, split_cell)
+            together, weighs = group(group_cell), weight(weight_cell)
+        except UnusableError as error:
+            self.refuse(number, path, error)
+            return
+        self._names.append(name)
+        self._labels.append(known)
+        self._splits.append(where)
+        self._groups.append(together)
+        self._weights.append(weighs)
+
+    def refuse(self, number: int, path: str | None, error: UnusableError) -> None:
+        """Make a row one of quarantine, under its path where it has one."""
+        shown = _short(printable(path.strip(" "))) if path else ""
+        detail = f"{self._table}, {self._place} {number}: {error.detail}"
+        self._refused.append(Quarantined(shown or f"{self._table}#{number}", error.reason, detail))
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to `take`."""
+        return len(self._labels) + len(self._refused) >= BLOCK
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to `take`."""
+        return not self._labels and not self._refused
+
+    def take(self, payload: Callable[[Sequence[str]], Payload]) -> Block:
+        """What was collected; starts anew."""
+        if self._names:
+            names = [printable(name) for name in self._names]
+            columns = (self._labels, self._splits, self._groups, self._weights)
+            block = Block(names, *columns, payload(self._names), self._refused)
+        else:
+            block = only_refused(self._refused)
+        self._clear()
+        return block
+
+    def _clear(self) -> None:
+        self._names: list[str] = []
+        self._labels: list[str | None] = []
+        self._splits: list[Split | None] = []
+        self._groups: list[str | None] = []
+        self._weights: list[float] = []
+        self._refused: list[Quarantined] = []
+
+
+@lru_cache(maxsize=2**14)
+def _label(cell: str) -> str:
+    name = class_name(cell)
+    if problem := label_problem(name):
+        raise UnusableError("bad_label", problem)
+    return name
+
+
+@lru_cache(maxsize=2**8)
+def _split(cell: str) -> Split | None:
+    if not cell.strip():
+        return None
+    found = split_of(cell)
+    if found is None:
+        raise UnusableError("bad_row", f"the split {_short(cell)!r} is none of train, val, test, unlabeled")
+    return found
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 1]}…"
