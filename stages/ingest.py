@@ -1,33 +1,33 @@
-"""Ingest: the images of a source become one array, one table, one split.
+"""Ingest: the images of a source become one array, one table and one split.
 
 Everything that another stage may rely on is written here once: pixels in `data/ingested/images.npy`,
-who is in which split in `samples.parquet`. What could not be used is in `reports/ingest/`, with the
-reason. Where `simulate` plants known problems, the truth lies apart in `data/truth.parquet`.
+who is in which split in `samples.parquet`. Every file of the source ends in exactly one table: it is
+a sample, or in `reports/ingest/` a duplicate of one or in quarantine, with the reason. Where
+`simulate` plants known problems, the truth lies apart in `data/truth.parquet`.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from stages.dataset import (
     FROZEN_SPLITS,
     INGESTED,
     REPORTS,
-    SAMPLE_COLUMNS,
     TRUTH,
-    Split,
     new_file,
     new_folder,
     read_table,
@@ -35,230 +35,25 @@ from stages.dataset import (
     write_table,
 )
 from stages.errors import WinnowError
+from stages.ids import number_of
 from stages.params import Ingest, Params, Simulate
 from stages.runtime import clean_exit, only_writer, stage
-from stages.sources.base import Quarantined, Source
+from stages.sources.archives import is_archive
+from stages.sources.assemble import Samples, assemble, refuse_too_many
+from stages.sources.base import Columns, Quarantined, Source
 from stages.sources.catalogue import refuse_planting
-from stages.sources.duplicates import collapse
+from stages.sources.found import SPLIT_CODE
+from stages.sources.near import Pairs, near_pairs
 from stages.sources.opening import open_source
-from stages.sources.scan import Scan, scan
-from stages.sources.simulate import no_truth, plant
-from stages.sources.splits import assign, deal, read_frozen, write_frozen
+from stages.sources.resolve import Resolved, resolve
+from stages.sources.scan import Scan, Shape, scan, start_pool
+from stages.sources.simulate import plant
+from stages.sources.splits import read_frozen, write_frozen
+from stages.sources.writing import write_images, write_samples
 from stages.tracking import StageRun
 
 CATALOGUE = Path("data/raw/dvc.yaml")
 REPORT = REPORTS / "ingest"
-_USED = ("train", "val", "test")
-_BLOCK = 4096  # rows that are copied at once
-
-
-@dataclass(frozen=True)
-class Ingested:
-    """All tables of an ingested source.
-
-    Attributes
-    ----------
-    samples : `SAMPLE_COLUMNS` and `place`, the row that the scan wrote the pixels to
-    classes : class names in index order
-    truth : `TRUTH_COLUMNS`; no rows where nothing was planted
-    duplicates : `duplicates.DUPLICATE_COLUMNS`
-    quarantine : `source`, `reason` (one of `base.REASONS`), `detail`
-    summary : plain JSON values; counts of all of the above
-    warnings : a line each
-    """
-
-    samples: pd.DataFrame
-    classes: list[str]
-    truth: pd.DataFrame
-    duplicates: pd.DataFrame
-    quarantine: pd.DataFrame
-    summary: dict[str, Any]
-    warnings: list[str]
-
-
-def assemble(
-    scanned: Scan, classes: Sequence[str], frozen: Mapping[str, Split], ingest: Ingest, simulate: Simulate
-) -> Ingested:
-    """Turn what a scan found into samples: duplicates collapsed, splits given, problems planted.
-
-    Parameters
-    ----------
-    scanned : see `scan.scan`
-    classes : the source's class names in index order
-    frozen : splits by `sample_id` that people decided
-    ingest, simulate : the sections of `params.yaml`
-
-    Raises
-    ------
-    WinnowError
-        Where fewer than two classes are left, or one of them without a training image.
-    """
-    assigned = assign(scanned.found, frozen)
-    collapsed = collapse(scanned.found.assign(split=assigned.splits))
-    splits = deal(collapsed.kept, assigned.brought, ingest.val_share, ingest.test_share)
-    samples = collapsed.kept.assign(split=collapsed.kept["sample_id"].map(splits))
-    quarantine = scanned.quarantine + collapsed.quarantine
-    left, warnings = _usable_classes(samples, classes, quarantine, ingest.source)
-    truth = no_truth()
-    if simulate.enabled:
-        planted = plant(samples, left, **simulate.model_dump(exclude={"enabled"}))
-        samples, truth = planted.samples, planted.truth
-    if assigned.absent:
-        warnings.append(
-            f"{assigned.absent} rows of {FROZEN_SPLITS} are for samples that are not in the source"
-        )
-    if assigned.overruled:
-        warnings.append(
-            f"{assigned.overruled} rows of {FROZEN_SPLITS} name another split than the source brings: "
-            "the source's is taken"
-        )
-    samples = _in_order(samples, left)
-    return Ingested(
-        samples=samples,
-        classes=left,
-        truth=truth,
-        duplicates=collapsed.duplicates,
-        quarantine=_quarantine_table(quarantine),
-        summary={
-            "images": len(samples),
-            "splits": {split: int((samples["split"] == split).sum()) for split in _USED},
-            "classes": _counts(samples, left),
-            "splits_brought_by_source": sorted(assigned.brought),
-            "splits_frozen": assigned.frozen,
-            "splits_frozen_absent": assigned.absent,
-            "splits_frozen_overruled": assigned.overruled,
-            "duplicates": len(collapsed.duplicates),
-            "quarantine": dict(sorted(Counter(row.reason for row in quarantine).items())),
-            "planted": _planted_counts(truth),
-        },
-        warnings=warnings,
-    )
-
-
-def _usable_classes(
-    samples: pd.DataFrame, classes: Sequence[str], quarantine: Sequence[Quarantined], source: str
-) -> tuple[list[str], list[str]]:
-    """The classes that have images, and warnings of those that have none or one."""
-    if samples.empty:
-        first = min(quarantine, key=lambda row: row.source)
-        raise WinnowError(
-            f"ingest.source {source}: none of its {len(quarantine)} files can be used; "
-            f"the first, {first.source}: {first.reason} ({first.detail})"
-        )
-    counts = samples["label"].value_counts()
-    left = [name for name in classes if name in counts]
-    if len(left) < 2:
-        raise WinnowError(
-            f"ingest.source {source} has images of one class only ({left[0]}): a classifier needs two, "
-            "each in a folder of its own"
-        )
-    trained = set(samples.loc[samples["split"] == "train", "label"])
-    for name in left:
-        if name not in trained:
-            raise WinnowError(
-                f"class {name!r} has {counts[name]} images in {source}, but none of them in training: "
-                f"add one, or move one there (train/ in the source, or {FROZEN_SPLITS})"
-            )
-    empty = [f"class {name!r} has no usable image and is left out" for name in classes if name not in counts]
-    single = [
-        f"class {name!r} has one image: it is trained on, never tested" for name in left if counts[name] == 1
-    ]
-    return left, empty + single
-
-
-def _in_order(samples: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
-    """Rows by class, then id, so that neither names nor order of files move a pixel.
-
-    It is the given label's class: in the order of the true ones a planted error would stick out.
-    """
-    rank = samples["label"].map({name: index for index, name in enumerate(classes)})
-    ordered = samples.assign(rank=rank).sort_values(["rank", "sample_id"], ignore_index=True)
-    ordered = ordered.assign(row=np.arange(len(ordered), dtype=np.int64))
-    text = ["sample_id", "split", "label", "source"]
-    return ordered.astype(dict.fromkeys(text, "str"))[[*SAMPLE_COLUMNS, "place"]]
-
-
-def _counts(samples: pd.DataFrame, classes: Sequence[str]) -> dict[str, dict[str, int]]:
-    counts = Counter(zip(samples["label"], samples["split"], strict=True))
-    return {name: {split: counts[name, split] for split in _USED} for name in classes}
-
-
-def _planted_counts(truth: pd.DataFrame) -> dict[str, dict[str, int]] | None:
-    if truth.empty:
-        return None
-    wrong = ~truth["removed"] & (truth["true_label"] != truth["given_label"])
-    return {
-        split: {
-            "removed": int((truth["removed"] & (truth["split"] == split)).sum()),
-            "wrong_labels": int((wrong & (truth["split"] == split)).sum()),
-        }
-        for split in ("train", "val")
-    }
-
-
-def _quarantine_table(rows: Sequence[Quarantined]) -> pd.DataFrame:
-    ordered = sorted(rows, key=lambda row: (row.source, row.reason))
-    columns = {name: [getattr(row, name) for row in ordered] for name in ("source", "reason", "detail")}
-    return pd.DataFrame(columns).astype("str")
-
-
-# --- reading and writing -----------------------------------------------------------------------
-
-
-@contextmanager
-def _scratch(folder: Path, shape: tuple[int, int, int, int]) -> Iterator[NDArray[np.uint8]]:
-    """An array on disk for the squares in the order they are read; gone afterwards."""
-    path = folder / "scan.npy"
-    try:
-        yield open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def write_base(folder: Path, ingested: Ingested, squares: NDArray[np.uint8]) -> None:
-    """Write `images.npy`, `samples.parquet` and `classes.json`, a block of rows at a time.
-
-    Parameters
-    ----------
-    folder : one from `dataset.new_folder`
-    ingested : see `assemble`
-    squares : uint8 array, M×S×S×C, that `place` points into
-    """
-    places = ingested.samples["place"].to_numpy()
-    shape = (len(places), *squares.shape[1:])
-    images = open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
-    for start in range(0, len(places), _BLOCK):
-        images[start : start + _BLOCK] = squares[places[start : start + _BLOCK]]
-    images.flush()
-    write_table(folder / "samples.parquet", ingested.samples[SAMPLE_COLUMNS])
-    write_json(folder / "classes.json", ingested.classes)
-
-
-def write_report(folder: Path, ingested: Ingested, summary: Mapping[str, Any]) -> None:
-    """Write `summary.json`, `class_counts.csv`, `quarantine.parquet` and `duplicates.parquet`."""
-    write_json(folder / "summary.json", summary)
-    counts: dict[str, dict[str, int]] = ingested.summary["classes"]
-    rows = [(name, split, count) for name, splits in counts.items() for split, count in splits.items()]
-    pd.DataFrame(rows, columns=["class", "split", "count"]).to_csv(folder / "class_counts.csv", index=False)
-    write_table(folder / "quarantine.parquet", ingested.quarantine)
-    write_table(folder / "duplicates.parquet", ingested.duplicates)
-
-
-def freeze_splits(ingested: Path = INGESTED, truth: Path = TRUTH, target: Path = FROZEN_SPLITS) -> int:
-    """Write the present splits to `data/splits.csv`, so that new images do not move old ones.
-
-    Rows that `simulate` took away are frozen too, or some would be dealt into the test split.
-
-    Returns
-    -------
-    How many samples are frozen.
-    """
-    samples = read_table(ingested / "samples.parquet")
-    rows = pd.concat([samples[["sample_id", "split"]], read_table(truth)[["sample_id", "split"]]])
-    splits = dict(zip(rows["sample_id"], rows["split"], strict=True))
-    with new_file(target) as partial:
-        write_frozen(partial, splits)
-    return len(splits)
 
 
 class _FreezeSplits(argparse.Action):
@@ -279,6 +74,271 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@stage("ingest", _arguments)
+def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
+    """Bring the images of ingest.source to one array, one table and one split."""
+    choices = params.ingest
+    if params.simulate.enabled:
+        refuse_planting(Path(choices.source), CATALOGUE)
+    with new_folder(INGESTED) as folder, new_file(TRUTH) as truth, new_folder(REPORT) as report:
+        with _scratch(folder) as scratch:
+            source, scanned = read_source(choices, scratch)
+            with scanned.squares, scanned.thumbs:
+                ingested = settle(source, scanned, choices, params.simulate)
+                channels = write_base(folder, ingested, scanned)
+        write_table(truth, ingested.truth)
+        write_report(report, ingested)
+        _write_card(report, folder, ingested, channels, choices)
+    for warning in ingested.warnings:
+        print(f"ingest: warning: {warning}", file=sys.stderr)
+    _print_summary(ingested.summary)
+    run.log_metrics(_figures(ingested.summary))
+    run.log_artifacts(REPORT)
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """All that is known of an ingested source.
+
+    Attributes
+    ----------
+    samples : in the order of the images
+    truth : `dataset.TRUTH_COLUMNS`; no rows where nothing was planted
+    resolved : tables of duplicates, near-duplicates and conflicts
+    quarantine : `path`, `reason` (one of `base.REASONS`), `detail`; sorted by path
+    summary : plain JSON values; counts of all of the above
+    notes, warnings : a line each
+    """
+
+    samples: Samples
+    truth: pd.DataFrame
+    resolved: Resolved
+    quarantine: pd.DataFrame
+    summary: dict[str, Any]
+    notes: Sequence[str]
+    warnings: Sequence[str]
+
+
+def read_source(choices: Ingest, scratch: Path) -> tuple[Source, Scan]:
+    """Open the source and read everything in it.
+
+    Parameters
+    ----------
+    choices : the section `ingest` of `params.yaml`
+    scratch : an empty folder, for squares and what must be unpacked; needed as long as the scan
+
+    Raises
+    ------
+    WinnowError
+        Where the source as a whole, or too much of it, cannot be used.
+    """
+    path = Path(choices.source)
+    columns = Columns(**choices.columns.model_dump())
+    shape = Shape(choices.image_size, choices.color, choices.resize)
+    # An archive takes its time to open: the processes that decode it can start meanwhile.
+    with start_pool(scratch, shape) if is_archive(path) else nullcontext() as pool:
+        source = open_source(path, scratch, format=choices.format, columns=columns, stores=_dvc_cache)
+        scanned = scan(source, scratch, shape, pool=pool)
+    files = len(scanned.found) + len(scanned.quarantine)
+    if not files:
+        raise WinnowError(f"ingest.source {choices.source} holds no images: put some there")
+    refuse_too_many(scanned.quarantine, files, choices.max_quarantine, choices.source)
+    return source, scanned
+
+
+def settle(source: Source, scanned: Scan, choices: Ingest, simulate: Simulate) -> Ingested:
+    """Decide what becomes of everything that was read; nothing is written.
+
+    Parameters
+    ----------
+    source, scanned : of `read_source`
+    choices, simulate : the sections of `params.yaml`
+    """
+    resolved = resolve(
+        scanned.found,
+        read_frozen(FROZEN_SPLITS),
+        _pair_finder(scanned, choices.near_duplicates),
+        val_share=choices.val_share,
+        test_share=choices.test_share,
+        leaked=choices.leaked,
+    )
+    planter = partial(plant, **simulate.model_dump(exclude={"enabled"})) if simulate.enabled else None
+    samples, truth, warnings = assemble(scanned.found, resolved, planter, choices.source)
+    refused = [*scanned.quarantine, *resolved.quarantine]
+    files = len(scanned.found) + len(scanned.quarantine)
+    return Ingested(
+        samples=samples,
+        truth=truth,
+        resolved=resolved,
+        quarantine=_quarantine_table(refused),
+        summary={
+            "source": choices.source,
+            "kind": source.kind,
+            "files": files,
+            "images": len(samples),
+            "splits": {name: int((samples.split == code).sum()) for name, code in SPLIT_CODE.items()},
+            "classes": _counts(samples),
+            "splits_brought_by_source": sorted(resolved.brought),
+            **resolved.facts,
+            "quarantine": dict(sorted(Counter(row.reason for row in refused).items())),
+            "planted": _planted_counts(truth),
+        },
+        notes=source.notes,
+        warnings=[*resolved.warnings, *warnings],
+    )
+
+
+def _pair_finder(scanned: Scan, similarity: float | None) -> Callable[[NDArray[np.int64]], Pairs] | None:
+    """Finds near-duplicates among rows of what was found; None where they are not looked for."""
+    if similarity is None:
+        return None
+    found = scanned.found
+
+    def find(rows: NDArray[np.int64]) -> Pairs:
+        def thumbnails(index: NDArray[np.int64]) -> NDArray[np.uint8]:
+            return scanned.thumbs.take(found.place[rows[index]])
+
+        return near_pairs(found.perceptual[rows], found.flat[rows], thumbnails, similarity)
+
+    return find
+
+
+def _counts(samples: Samples) -> dict[str, dict[str, int]]:
+    counts = samples.counts()
+    table = counts.pivot(index="class", columns="split", values="count")
+    return {
+        name: {split: int(table.at[name, split]) for split in ("train", "val", "test")}
+        for name in samples.classes
+    }
+
+
+def _planted_counts(truth: pd.DataFrame) -> dict[str, dict[str, int]] | None:
+    if truth.empty:
+        return None
+    wrong = ~truth["removed"] & (truth["true_label"] != truth["given_label"])
+    return {
+        split: {
+            "removed": int((truth["removed"] & (truth["split"] == split)).sum()),
+            "wrong_labels": int((wrong & (truth["split"] == split)).sum()),
+        }
+        for split in ("train", "val")
+    }
+
+
+def _quarantine_table(rows: Sequence[Quarantined]) -> pd.DataFrame:
+    ordered = sorted(rows, key=lambda row: (row.path, row.reason, row.detail))
+    columns = {name: [getattr(row, name) for row in ordered] for name in ("path", "reason", "detail")}
+    return pd.DataFrame(columns).astype("str")
+
+
+# --- reading and writing -----------------------------------------------------------------------
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder in the one that is being written, for what is needed meanwhile; gone afterwards."""
+    path = folder / "scratch"
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def write_base(folder: Path, ingested: Ingested, scanned: Scan) -> pd.DataFrame:
+    """Write what becomes `data/ingested`; the result is `writing.write_images`'s, of the pixels."""
+    samples, conflicts = ingested.samples, ingested.resolved.conflicts
+    channels = write_images(folder / "images.npy", samples, scanned.squares)
+    write_samples(folder / "samples.parquet", samples)
+    write_json(folder / "classes.json", samples.classes)
+    ids = np.array([number_of(key) for key in conflicts["sample_id"]], np.uint64)
+    write_table(folder / "conflicts.parquet", conflicts[np.isin(ids, samples.sample_id)])
+    return channels
+
+
+def write_report(folder: Path, ingested: Ingested) -> None:
+    """Write the tables of `reports/ingest`, and `summary.json`."""
+    write_json(folder / "summary.json", ingested.summary)
+    ingested.samples.counts().to_csv(folder / "class_counts.csv", index=False)
+    write_table(folder / "quarantine.parquet", ingested.quarantine)
+    write_table(folder / "duplicates.parquet", ingested.resolved.duplicates)
+    write_table(folder / "near_duplicates.parquet", ingested.resolved.near_duplicates)
+
+
+def _write_card(
+    report: Path, base: Path, ingested: Ingested, channels: pd.DataFrame, choices: Ingest
+) -> None:
+    from stages.reporting.card import Card, choose_examples, write_card
+
+    samples = ingested.samples
+    ids = samples.sample_id
+    card = Card(
+        source=choices.source,
+        kind=ingested.summary["kind"],
+        notes=ingested.notes,
+        warnings=ingested.warnings,
+        summary=ingested.summary,
+        counts=_counts_of_all(samples),
+        sizes=_sizes(samples),
+        channels=channels,
+        duplicates=ingested.resolved.duplicates,
+        near_duplicates=ingested.resolved.near_duplicates,
+        conflicts=ingested.resolved.conflicts,
+        quarantine=ingested.quarantine,
+        examples=choose_examples(ids, samples.label, samples.split, samples.classes),
+        picture=partial(_pictures, base / "images.npy", ids, np.argsort(ids)),
+        image_size=choices.image_size,
+        resize=choices.resize,
+        color=choices.color,
+        val_share=choices.val_share,
+        test_share=choices.test_share,
+    )
+    write_card(report, card)
+
+
+def _pictures(
+    path: Path, ids: NDArray[np.uint64], order: NDArray[np.int64], wanted: Sequence[str]
+) -> NDArray[np.uint8]:
+    """Images by `sample_id`; a KeyError where one is not there."""
+    numbers = np.array([number_of(key) for key in wanted], np.uint64)
+    rows = order[np.minimum(np.searchsorted(ids, numbers, sorter=order), len(ids) - 1)]
+    missing = ids[rows] != numbers
+    if missing.any():
+        raise KeyError(wanted[int(np.argmax(missing))])
+    images = np.load(path, mmap_mode="r", allow_pickle=False)
+    return np.asarray(images[rows])
+
+
+def _counts_of_all(samples: Samples) -> pd.DataFrame:
+    """The counts of each class and split, and a row of those without a label."""
+    unlabeled = int((samples.split == SPLIT_CODE["unlabeled"]).sum())
+    row = pd.DataFrame({"class": [None], "split": ["unlabeled"], "count": [unlabeled]})
+    return pd.concat([samples.counts(), row], ignore_index=True) if unlabeled else samples.counts()
+
+
+def _sizes(samples: Samples) -> pd.DataFrame:
+    found, at = samples.found, samples.position
+    sides = found.width[at].astype(np.int64) << 32 | found.height[at].astype(np.int64)
+    sizes, counts = np.unique(sides, return_counts=True)
+    return pd.DataFrame({"width": sizes >> 32, "height": sizes & 0xFFFFFFFF, "count": counts})
+
+
+def freeze_splits(ingested: Path = INGESTED, truth: Path = TRUTH, target: Path = FROZEN_SPLITS) -> int:
+    """Write the present splits to `data/splits.csv`, so that new images do not move old ones.
+
+    Rows that `simulate` took away are frozen too, or some would be dealt into the test split.
+
+    Returns
+    -------
+    How many samples are frozen.
+    """
+    tables = [read_table(ingested / "samples.parquet"), read_table(truth)]
+    ids = [number_of(key) for table in tables for key in table["sample_id"]]
+    codes = [SPLIT_CODE[name] for table in tables for name in table["split"]]
+    with new_file(target) as partial_file:
+        return write_frozen(partial_file, np.array(ids, np.uint64), np.array(codes, np.int8))
+
+
 def _dvc_cache() -> Sequence[Path]:
     """DVC's cache: where it cannot link otherwise, the files that it checks out are links into it."""
     from dvc.exceptions import DvcException
@@ -291,63 +351,30 @@ def _dvc_cache() -> Sequence[Path]:
         return []
 
 
-def _print_summary(summary: Mapping[str, Any], classes: int) -> None:
-    splits = ", ".join(f"{count} {split}" for split, count in summary["splits"].items())
-    print(f"ingest: {summary['images']} images of {classes} classes ({splits})")
-    if summary["duplicates"] or summary["quarantine"]:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in summary["quarantine"].items()) or "none"
-        print(f"ingest: {summary['duplicates']} exact duplicates collapsed; in quarantine: {reasons}")
+def _print_summary(summary: Mapping[str, Any]) -> None:
+    splits = ", ".join(f"{count} {split}" for split, count in summary["splits"].items() if count)
+    images = f"{summary['images']} images of {len(summary['classes'])} classes ({splits})"
+    print(f"ingest: {summary['kind']}: {images}")
+    quarantine = ", ".join(f"{count} {reason}" for reason, count in summary["quarantine"].items())
+    if summary["duplicates"] or summary["near_duplicates"] or quarantine:
+        print(
+            f"ingest: {summary['duplicates']} exact duplicates collapsed; {summary['near_duplicates']} "
+            f"near-duplicates kept together; in quarantine: {quarantine or 'none'}"
+        )
     if summary["planted"]:
         train, val = summary["planted"]["train"], summary["planted"]["val"]
         print(
             f"ingest: planted {train['wrong_labels']} wrong labels in train and "
             f"{val['wrong_labels']} in val; took {train['removed']} and {val['removed']} images away"
         )
+    print(f"ingest: look at {REPORT / 'data_card.html'}")
 
 
 def _figures(summary: Mapping[str, Any]) -> dict[str, float]:
-    splits = {f"images_{split}": float(count) for split, count in summary["splits"].items()}
-    quarantined = float(sum(summary["quarantine"].values()))
-    return {**splits, "duplicates": float(summary["duplicates"]), "quarantined": quarantined}
-
-
-def _open(params: Params) -> Source:
-    path = Path(params.ingest.source)
-    if params.simulate.enabled:
-        refuse_planting(path, CATALOGUE)
-    source = open_source(path, _dvc_cache)
-    if not source.items:
-        raise WinnowError(
-            f"ingest.source {path} holds no images: a folder for each class with its images is needed"
-        )
-    return source
-
-
-@stage("ingest", _arguments)
-def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
-    """Bring the images of ingest.source to one array, one table and one split."""
-    source = _open(params)
-    frozen = read_frozen(FROZEN_SPLITS)
-    size, color = params.ingest.image_size, params.ingest.color
-    shape = (len(source.items), size, size, 1 if color == "grey" else 3)
-    with new_folder(INGESTED) as folder, new_file(TRUTH) as truth, new_folder(REPORT) as report:
-        with _scratch(folder, shape) as squares:
-            ingested = assemble(
-                scan(source, squares, color), source.classes, frozen, params.ingest, params.simulate
-            )
-            write_base(folder, ingested, squares)
-        summary = {"source": params.ingest.source, "unlabeled_left_out": source.unlabeled, **ingested.summary}
-        write_table(truth, ingested.truth)
-        write_report(report, ingested, summary)
-    if source.unlabeled:
-        ingested.warnings.append(
-            f"{source.unlabeled} files in unlabeled/ are left out: nothing uses them yet"
-        )
-    for warning in ingested.warnings:
-        print(f"ingest: warning: {warning}", file=sys.stderr)
-    _print_summary(summary, len(ingested.classes))
-    run.log_metrics(_figures(summary))
-    run.log_artifacts(REPORT)
+    counts = {f"images_{split}": count for split, count in summary["splits"].items()}
+    counts |= {name: summary[name] for name in ("files", "duplicates", "near_duplicates", "conflicts")}
+    counts["quarantined"] = sum(summary["quarantine"].values())
+    return {name: float(count) for name, count in counts.items()}
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Target = Literal["majority", "median"] | Count
+Name = Annotated[str, Field(min_length=1)]
 Architecture = Literal["small_cnn", "resnet18", "resnet34", "resnet50"]
 
 
@@ -36,14 +37,30 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class Columns(Section):
+    """The columns of a manifest: `auto` for the usual names, null for none."""
+
+    path: Name
+    label: Name
+    split: Name | None
+    group: Name | None
+    weight: Name | None
+
+
 class Ingest(Section):
     """Where the images come from, the shape they are brought to, and how they are split."""
 
-    source: Annotated[str, Field(min_length=1)]
+    source: Name
+    format: Literal["auto", "folders", "manifest", "huggingface", "arrays", "idx"]
+    columns: Columns
     image_size: Annotated[int, Field(ge=8, le=1024, multiple_of=8)]
+    resize: Literal["crop", "pad", "stretch"]
     color: Literal["grey", "rgb"]
     val_share: Share
     test_share: Annotated[float, Field(gt=0.0, lt=1.0)]
+    near_duplicates: Annotated[float, Field(ge=0.5, le=1.0)] | None
+    leaked: Literal["leave_out", "keep"]
+    max_quarantine: Probability
 
     @model_validator(mode="after")
     def _leave_some_for_training(self) -> Self:
@@ -99,7 +116,7 @@ class Curate(Section):
 class Transform(Section):
     """One albumentations transform, by its own name and with its own arguments."""
 
-    name: Annotated[str, Field(min_length=1)]
+    name: Name
     args: dict[str, Any]
 
 

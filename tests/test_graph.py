@@ -57,20 +57,31 @@ def imported(path: str) -> set[str]:
     return found
 
 
+def opened(path: str) -> set[str]:
+    """Templates and the like beside a file that it calls by name."""
+    text = (ROOT / path).read_text("utf-8")
+    beside = [file for file in (ROOT / path).parent.iterdir() if file.suffix in (".j2", ".css")]
+    return {file.relative_to(ROOT).as_posix() for file in beside if f'"{file.name}"' in text}
+
+
 def needed(path: str) -> set[str]:
-    """A module and all that it reaches by imports; exempt files are not looked into."""
+    """A module and all that it reaches by imports, and the files that it opens; exempt ones are not
+    looked into."""
     seen, queue = set(), [path]
     while queue:
         file = queue.pop()
         if file in seen or file in EXEMPT or file.startswith(EXEMPT_ROOMS):
             continue
         seen.add(file)
-        queue += imported(file)
+        queue += opened(file) | (imported(file) if file.endswith(".py") else set())
     return seen
 
 
 def is_docstring_only(path: str) -> bool:
-    return all(isinstance(node, ast.Expr) for node in ast.parse((ROOT / path).read_text("utf-8")).body)
+    if not path.endswith(".py"):
+        return False
+    body = ast.parse((ROOT / path).read_text("utf-8")).body
+    return all(isinstance(node, ast.Expr) for node in body)
 
 
 def missing(path: str, deps: list[str]) -> set[str]:

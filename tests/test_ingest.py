@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,77 +11,32 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from ingesting import (
+    REPORT,
+    change_params,
+    class_folders,
+    fails,
+    outputs,
+    picture,
+    quarantine,
+    run,
+    samples,
+    summary,
+)
 from PIL import Image
-from ruamel.yaml import YAML
 
 from stages import ingest
 from stages.dataset import INGESTED, SAMPLE_COLUMNS, TRUTH, TRUTH_COLUMNS, bytes_id, pixel_id, read_dataset
 from stages.fetch import fetch
 
 ROOT = Path(__file__).resolve().parent.parent
-REPORT = Path("reports/ingest")
 
 
 @pytest.fixture
 def configure(workspace: Path) -> Any:
     """Change keys of the workspace's params.yaml; by default its source is `mine`, nothing planted."""
-
-    def change(**changes: Any) -> None:
-        path, yaml = workspace / "params.yaml", YAML(typ="safe")
-        raw = yaml.load(path.read_text("utf-8"))
-        for key, value in changes.items():
-            section, name = key.split("__")
-            raw[section][name] = value
-        with path.open("w", encoding="utf-8") as file:
-            yaml.dump(raw, file)
-
-    change(ingest__source="mine", simulate__enabled=False)
-    return change
-
-
-def picture(path: str, seed: int, size: tuple[int, int] = (12, 12)) -> Path:
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3)).astype(np.uint8)
-    Image.fromarray(pixels).save(target)
-    return target
-
-
-def class_folders(root: str = "mine", classes: str = "ab", count: int = 10) -> None:
-    for index, name in enumerate(classes):
-        for i in range(count):
-            picture(f"{root}/{name}/{i}.png", 100 * index + i)
-
-
-def run() -> None:
-    ingest.main([])
-
-
-def fails(capsys: pytest.CaptureFixture[str]) -> str:
-    """Run; expect exit status 2 and one line, which is returned, with nothing half-written."""
-    with pytest.raises(SystemExit) as caught:
-        run()
-    assert caught.value.code == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ingest: ")]
-    (line,) = [line for line in said if "img/s" not in line]
-    left = [*Path("data").rglob("*"), *Path("reports").rglob("*")]
-    assert not [path for path in left if ".partial" in path.name]
-    return line
-
-
-def outputs() -> dict[str, str]:
-    """A hash of every output file."""
-    paths = [TRUTH, *INGESTED.iterdir(), *REPORT.iterdir()]
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
-
-
-def quarantine() -> dict[str, str]:
-    table = pd.read_parquet(REPORT / "quarantine.parquet")
-    return dict(zip(table["source"], table["reason"], strict=True))
-
-
-def summary() -> dict[str, Any]:
-    return json.loads((REPORT / "summary.json").read_text("utf-8"))
+    change_params(ingest__source="mine", simulate__enabled=False)
+    return change_params
 
 
 def test_class_folders_become_the_data_contract(configure: Any) -> None:
@@ -94,14 +47,16 @@ def test_class_folders_become_the_data_contract(configure: Any) -> None:
     assert base.images.shape == (21, 16, 16, 1)
     assert base.images.dtype == np.uint8
     assert base.classes == ["a", "b"]
-    samples = base.samples
-    assert list(samples.columns) == SAMPLE_COLUMNS
-    assert samples["row"].tolist() == list(range(21))
-    assert samples.sort_values(["label", "sample_id"])["row"].tolist() == list(range(21))
-    wide = samples[samples["source"] == "a/wide.jpg"].iloc[0]
+    table = base.samples
+    assert list(table.columns) == SAMPLE_COLUMNS
+    assert table["row"].tolist() == list(range(21))
+    assert table.sort_values(["label", "sample_id"])["row"].tolist() == list(range(21))
+    wide = table[table["source"] == "a/wide.jpg"].iloc[0]
     assert (wide["width"], wide["height"]) == (30, 20)
     assert wide["sample_id"] == bytes_id(Path("mine/a/wide.jpg").read_bytes())
-    assert samples["split"].value_counts().to_dict() == {"train": 15, "test": 4, "val": 2}
+    assert table["split"].value_counts().to_dict() == {"train": 15, "test": 4, "val": 2}
+    assert (table["group"] == table["sample_id"]).all()
+    assert (table["weight"] == 1.0).all()
     truth = pd.read_parquet(TRUTH)
     assert truth.empty
     assert list(truth.columns) == TRUTH_COLUMNS
@@ -123,7 +78,7 @@ def test_report_counts_every_class_and_split(configure: Any) -> None:
     counts = pd.read_csv(REPORT / "class_counts.csv")
     assert list(counts.columns) == ["class", "split", "count"]
     assert counts.groupby("split")["count"].sum().to_dict() == {"train": 14, "val": 2, "test": 4}
-    assert summary()["splits"] == {"train": 14, "val": 2, "test": 4}
+    assert summary()["splits"] == {"train": 14, "val": 2, "test": 4, "unlabeled": 0}
     assert summary()["planted"] is None
 
 
@@ -142,6 +97,9 @@ class _Backwards:
     def __exit__(self, *_: object) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
     def __iter__(self) -> Iterator[os.DirEntry[str]]:
         return iter(self.entries)
 
@@ -149,7 +107,6 @@ class _Backwards:
 def test_the_order_of_the_listing_does_not_matter(configure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     class_folders(classes="bca")
     shutil.copy("mine/a/1.png", "mine/a/copy.png")
-    Path("mine/a/x.png").write_text("words")
     run()
     first = outputs()
     with monkeypatch.context() as patch:
@@ -175,6 +132,7 @@ def test_renamed_files_keep_their_pixels_and_splits(configure: Any) -> None:
 
 
 def test_bad_files_among_good_ones_go_to_quarantine(configure: Any) -> None:
+    configure(ingest__max_quarantine=0.2)
     class_folders()
     jpeg = picture("mine/a/cut.jpg", 5, (64, 64))
     jpeg.write_bytes(jpeg.read_bytes()[:2000])
@@ -196,11 +154,20 @@ def test_duplicates_collapse_and_contradictions_are_set_aside(configure: Any) ->
     Image.open("mine/a/2.png").save("mine/a/other.bmp")
     shutil.copy("mine/a/3.png", "mine/b/stray.png")
     run()
-    assert len(read_dataset(INGESTED).samples) == 19
+    assert len(samples()) == 20
     duplicates = pd.read_parquet(REPORT / "duplicates.parquet")
     assert set(duplicates["source"]) & {"a/1.png", "a/again.png"}
     assert len(duplicates) == 2
-    assert quarantine() == {"a/3.png": "conflicting_labels", "b/stray.png": "conflicting_labels"}
+    assert quarantine() == {"b/stray.png": "conflicting_labels"}
+    table = samples()
+    (doubtful,) = table[table["source"] == "a/3.png"].to_dict("records")
+    assert (doubtful["split"], doubtful["label"]) == ("unlabeled", None) or pd.isna(doubtful["label"])
+    claims = pd.read_parquet(INGESTED / "conflicts.parquet")
+    assert set(zip(claims["source"], claims["label"], strict=True)) == {
+        ("a/3.png", "a"),
+        ("b/stray.png", "b"),
+    }
+    assert set(claims["sample_id"]) == {doubtful["sample_id"]}
 
 
 def test_splits_of_the_source_are_kept_and_missing_ones_dealt(configure: Any) -> None:
@@ -210,10 +177,10 @@ def test_splits_of_the_source_are_kept_and_missing_ones_dealt(configure: Any) ->
         picture(f"mine/test/{'ab'[i % 2]}/{i}.png", 100 + i)
     shutil.copy("mine/test/a/0.png", "mine/train/a/leak.png")
     run()
-    samples = read_dataset(INGESTED).samples
-    assert samples["split"].value_counts().to_dict() == {"train": 36, "val": 4, "test": 10}
-    test = samples.loc[samples["split"] == "test", "source"]
-    assert "leak" not in " ".join(samples.loc[samples["split"] != "test", "source"])
+    table = samples()
+    assert table["split"].value_counts().to_dict() == {"train": 36, "val": 4, "test": 10}
+    test = table.loc[table["split"] == "test", "source"]
+    assert "leak" not in " ".join(table.loc[table["split"] != "test", "source"])
     assert len(test) == 10
 
 
@@ -256,7 +223,7 @@ def test_frozen_splits_survive_new_images(configure: Any, capsys: pytest.Capture
     common = before.index.intersection(after.index)
     assert len(common) == 19
     assert after[common].equals(before[common])
-    assert "1 rows of data/splits.csv are for samples that are not in the source" in capsys.readouterr().err
+    assert "1 rows of the frozen splits are for samples that are not in the source" in capsys.readouterr().err
 
 
 def test_freezing_before_anything_is_ingested(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -282,18 +249,18 @@ def test_planted_problems_and_their_truth(digits: Any) -> None:
     digits(simulate__label_noise=0.2, simulate__imbalance=20, simulate__max_per_class=120)
     run()
     base, truth = read_dataset(INGESTED), pd.read_parquet(TRUTH).set_index("sample_id")
-    samples = base.samples.set_index("sample_id")
-    assert not samples.index.intersection(truth.index[truth["removed"]]).size
+    table = base.samples.set_index("sample_id")
+    assert not table.index.intersection(truth.index[truth["removed"]]).size
     kept = truth[~truth["removed"]]
-    assert samples.loc[kept.index, "label"].equals(kept["given_label"].rename("label"))
-    assert set(kept.index) == set(samples.index[samples["split"] != "test"])
+    assert table.loc[kept.index, "label"].equals(kept["given_label"].rename("label"))
+    assert set(kept.index) == set(table.index[table["split"] != "test"])
     tail = kept[kept["split"] == "train"]["true_label"].value_counts()
     assert (tail.max(), tail.min()) == (120, 6)
     wrong = kept[kept["true_label"] != kept["given_label"]]
     for split, count in wrong["split"].value_counts().items():
         assert count == round(0.2 * (kept["split"] == split).sum())
         assert summary()["planted"][split]["wrong_labels"] == count
-    test = samples[samples["split"] == "test"]
+    test = table[table["split"] == "test"]
     assert (test["label"] == test["source"].str.split("/").str[0]).all()
 
 
@@ -317,7 +284,8 @@ def test_freezing_covers_what_was_taken_away(digits: Any) -> None:
     run()
     again = outputs()
     changed = {path for path in first if first[path] != again[path]}
-    assert changed == {"reports/ingest/summary.json"}  # which says that they are frozen now
+    report = {"reports/ingest/summary.json", "reports/ingest/data_card.html"}
+    assert changed == report  # which say that they are frozen now
 
 
 # --- bad input ----------------------------------------------------------------------------------
@@ -342,7 +310,7 @@ def test_a_source_of_unusable_files_only(configure: Any, capsys: pytest.CaptureF
         Path("mine", name, "1.png").write_text("words")
     line = fails(capsys)
     assert "none of its 2 files can be used" in line
-    assert "a/1.png: not_an_image" in line
+    assert "most often not_an_image (2), such as a/1.png" in line
 
 
 def test_a_single_class(configure: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -355,8 +323,8 @@ def test_a_class_with_one_image_is_trained_on(configure: Any, capsys: pytest.Cap
     class_folders()
     picture("mine/rare/1.png", 777)
     run()
-    samples = read_dataset(INGESTED).samples
-    assert samples.loc[samples["label"] == "rare", "split"].tolist() == ["train"]
+    table = samples()
+    assert table.loc[table["label"] == "rare", "split"].tolist() == ["train"]
     assert "class 'rare' has one image" in capsys.readouterr().err
 
 
@@ -382,12 +350,15 @@ def test_planting_in_ones_own_data_is_refused(configure: Any, capsys: pytest.Cap
     assert "set simulate.enabled to false" in line
 
 
-def test_unlabeled_images_are_left_out_and_said(configure: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unlabeled_images_are_samples_of_their_own_split(configure: Any) -> None:
     class_folders()
     picture("mine/unlabeled/1.png", 777)
     run()
-    assert len(read_dataset(INGESTED).samples) == 20
-    assert "1 files in unlabeled/ are left out" in capsys.readouterr().err
+    table = samples()
+    assert table["split"].value_counts().to_dict()["unlabeled"] == 1
+    assert table.iloc[-1]["source"] == "unlabeled/1.png"
+    assert pd.isna(table.iloc[-1]["label"])
+    assert read_dataset(INGESTED).classes == ["a", "b"]
 
 
 def test_a_failed_run_leaves_the_last_good_one(configure: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,7 +68,7 @@ def test_wrong_values_are_named(
         ("train.epoch", "train.epoch: unknown key; did you mean 'epochs'?"),
         (
             "ingest.zzz",
-            "ingest.zzz: unknown key; allowed here: color, image_size, source, test_share, val_share",
+            "ingest.zzz: unknown key; allowed here: color, columns, format, image_size, leaked",
         ),
         ("synthesize.gan.step", "synthesize.gan.step: unknown key; did you mean 'steps'?"),
     ],

@@ -26,6 +26,8 @@ from stages.reporting.story import (
 )
 
 _CAPTIONS = {
+    "ingest/samples.png": "Samples of each class, as they are stored",
+    "ingest/sizes.png": "Native sizes; dashed: image_size",
     "detect_noise/label_errors.png": "The least plausible labels: given → suggested",
     "curate/changes.png": "What the policy changed in the training split",
     "augment/preview.png": "Augmented copies",
@@ -170,9 +172,13 @@ def recall_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def counts_by_split(table: pd.DataFrame) -> pd.DataFrame:
-    """A row a class and a column a split, from rows `class`, `split`, `count`; else as it is."""
+    """A row a class and a column a split, from rows `class`, `split`, `count`; else as it is.
+
+    A row without a class counts unlabelled images.
+    """
     if list(table.columns) != ["class", "split", "count"]:
         return table
+    table = table.assign(**{"class": table["class"].fillna("").replace("", "no label")})
     wide = table.pivot_table("count", "class", "split", aggfunc="sum", fill_value=0, sort=False)
     return wide.astype(int).reset_index()
 

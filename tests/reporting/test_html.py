@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from stages.reporting.html import cell_text, flatten, headline, render_page
+from stages.reporting.html import cell_text, counts_by_split, flatten, headline, render_page
 from stages.reporting.story import Story, read_story
 
 VOID = {"meta", "img", "br", "link"}
@@ -74,7 +74,8 @@ def test_needs_nothing_else_and_runs_no_scripts(reports):
     for _, attributes in page.tags:
         assert not [name for name in attributes if name.startswith("on")]
         for name in ("src", "href"):
-            assert attributes.get(name, "#").startswith(("#", "data:image/png;base64,"))
+            allowed = ("#", "data:image/png;base64,", "../ingest/data_card.html")
+            assert attributes.get(name, "#").startswith(allowed)
     policies = [a["content"] for tag, a in page.tags if tag == "meta" and "http-equiv" in a]
     assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
 
@@ -152,6 +153,15 @@ def test_long_tables_are_cut_and_say_so(reports):
     (reports / "ingest/class_counts.csv").write_text("\n".join(["class,split,count", *lines]), "utf-8")
     page = Page(render_page(read_story(reports)))
     assert "150 more rows in reports/ingest/class_counts.csv" in page.words
+
+
+def test_unlabelled_images_are_a_row_and_a_column_of_the_counts(reports):
+    with (reports / "ingest/class_counts.csv").open("a") as file:
+        file.write(",unlabeled,7\n")
+    table = counts_by_split(read_story(reports).table("ingest/class_counts.csv"))
+    assert table.columns.tolist() == ["class", "train", "test", "unlabeled"]
+    assert table.iloc[-1].tolist() == ["no label", 0, 0, 7]
+    assert "no label" in Page(render_page(read_story(reports))).words
 
 
 def test_same_story_same_bytes(reports):

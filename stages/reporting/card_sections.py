@@ -1,0 +1,375 @@
+"""The sections of the data card: from a `Card` to what its template shows.
+
+Tables may have a million rows: only what is shown is turned into Python objects.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stages.ids import SPLITS
+from stages.reporting.figures import shorten
+from stages.reporting.reasons import REASONS
+
+if TYPE_CHECKING:
+    from stages.reporting.card import Card
+
+_LARGEST, _SMALLEST = 20, 10  # classes shown where there are more than both together
+_SIZES = 8  # sizes in the table
+_SETS, _MEMBERS = 6, 8  # sets of duplicates, and pictures of each
+_ROWS = 20  # of the quarantine
+_LONGEST = 160  # characters of a name or a detail
+_ELONGATED = 2  # times as long as wide
+
+
+def count_text(number: float) -> str:
+    """A whole number with its thousands apart."""
+    return f"{int(number):,}"
+
+
+def percent_text(share: float) -> str:
+    """A share of 1 in percent; what is not quite none or all does not say so."""
+    percent = 100 * share
+    if 0 < percent < 0.1:
+        return "under 0.1 %"
+    return "over 99.9 %" if 99.9 < percent < 100 else f"{percent:.1f} %"
+
+
+def cut(text: object) -> str:
+    """A name or detail that somebody wrote, of a length that a table can hold."""
+    return shorten(str(text), _LONGEST)
+
+
+def accounting(card: Card) -> dict[str, Any]:
+    """How many files came in, and in which table each of them ends; `missing` should be 0."""
+    removed = sum(split.get("removed", 0) for split in (card.summary.get("planted") or {}).values())
+    parts = [
+        ("samples", _images(card), "samples.parquet"),
+        ("exact duplicates collapsed", len(card.duplicates), "duplicates.parquet"),
+        ("in quarantine", len(card.quarantine), "quarantine.parquet"),
+    ]
+    if removed:
+        parts.append(("taken away by simulate", removed, "truth.parquet"))
+    total = sum(number for _, number, _ in parts)
+    files = int(card.summary.get("files", total))
+    return {"files": files, "parts": parts, "missing": files - total, "images": _images(card)}
+
+
+def classes(card: Card) -> dict[str, Any]:
+    """A row a class, the largest first, with its bar; and how unbalanced the training split is."""
+    wide = _counts(card)
+    names, counts = wide.index.to_numpy(object), wide.to_numpy(np.int64)
+    totals = counts.sum(1)
+    order = np.argsort(-totals, kind="stable")
+    left_out = max(0, len(order) - _LARGEST - _SMALLEST)
+    shown = order if not left_out else np.concatenate([order[:_LARGEST], order[-_SMALLEST:]])
+    largest = max(int(totals.max(initial=0)), 1)
+    rows = [
+        {
+            "name": names[at],
+            "counts": counts[at].tolist(),
+            "bars": [round(100 * n / largest, 2) for n in counts[at].tolist()],
+            "total": int(totals[at]),
+        }
+        for at in shown.tolist()
+    ]
+    return {
+        "rows": rows,
+        "number": len(order),
+        "left_out": left_out,
+        "cut_after": _LARGEST if left_out else None,
+        "balance": _balance(names, counts[:, 0]),
+        "unlabeled": _by_split(card)["unlabeled"],
+    }
+
+
+def splits(card: Card) -> dict[str, Any]:
+    """How many images each split holds, and how it came about."""
+    by_split = _by_split(card)
+    brought = set(card.summary.get("splits_brought_by_source") or [])
+    labelled = sum(by_split[name] for name in SPLITS[:3])
+    to_deal = labelled - sum(by_split[name] for name in {"val", "test"} & brought)
+    wanted = {"val": card.val_share, "test": card.test_share}
+    rows = []
+    for name in SPLITS:
+        if not by_split[name] and name not in brought and not wanted.get(name):
+            continue
+        rows.append(
+            {
+                "name": name,
+                "images": by_split[name],
+                "share": by_split[name] / labelled if labelled and name != "unlabeled" else None,
+                "how": _how(name, brought),
+                "wanted": wanted.get(name) if name not in brought else None,
+                "reached": by_split[name] / to_deal if to_deal else 0.0,
+            }
+        )
+    return {
+        "rows": rows,
+        "to_deal": to_deal,
+        "frozen": _frozen(card),
+        "groups": card.summary.get("groups", 0),
+    }
+
+
+def examples(card: Card) -> list[dict[str, Any]]:
+    """A row a class, in the order given, with its pictures."""
+    shown = card.thumbnails(card.examples["sample_id"].tolist())
+    rows = []
+    for name, group in card.examples.groupby("label", sort=False, dropna=False):
+        pictures = [
+            {"data": shown[row.sample_id], "id": row.sample_id, "split": row.split}
+            for row in group.itertuples()
+            if row.sample_id in shown
+        ]
+        rows.append({"name": None if pd.isna(name) else name, "pictures": pictures})
+    return rows
+
+
+def sizes(card: Card) -> dict[str, Any]:
+    """The commonest sizes, their range, and what resizing does to them; empty where nothing is known."""
+    count = card.sizes["count"].to_numpy(np.int64)
+    total = int(count.sum())
+    if total == 0:
+        return {}
+    sides = card.sizes[["width", "height"]].to_numpy(np.int64)
+    short, long = sides.min(1), sides.max(1)
+    small = (long if card.resize == "pad" else short) < card.image_size
+    facts = {
+        "enlarged": int(count[small].sum()) / total,
+        "elongated": int(count[long >= _ELONGATED * short].sum()) / total,
+    }
+    top = np.lexsort((sides[:, 1], sides[:, 0], -count))[:_SIZES]
+    return {
+        **facts,
+        "number": len(count),
+        "rows": [(*sides[at].tolist(), int(count[at]), int(count[at]) / total) for at in top.tolist()],
+        "left_out": len(count) - len(top),
+        "short": (int(short.min()), _median(short, count), int(short.max())),
+        "hints": _size_hints(card, facts["enlarged"], facts["elongated"]),
+    }
+
+
+def channels(card: Card) -> dict[str, Any]:
+    """A row a split, a column a channel: mean and deviation, 0 to 255 and 0 to 1."""
+    known = card.channels.dropna(subset=["mean"])
+    rows: dict[str, dict[str, tuple[str, str]]] = {}
+    for row in known.itertuples():
+        texts = (f"{row.mean:.1f} ± {row.std:.1f}", f"{row.mean / 255:.4f} ± {row.std / 255:.4f}")
+        rows.setdefault(row.split, {})[row.channel] = texts
+    return {"names": list(dict.fromkeys(known["channel"])), "rows": rows}
+
+
+def copies(card: Card) -> dict[str, Any]:
+    """The images with the most exact copies."""
+    table = card.duplicates
+    number = _sizes_of(table["kept_id"])
+    chosen = number.head(_SETS)
+    rows = table[table["kept_id"].isin(chosen.index)]
+    pictures = card.thumbnails(list(chosen.index))
+    shown = []
+    for kept_id, copies_of in chosen.items():
+        group = rows[rows["kept_id"] == kept_id]
+        sources = sorted(group["source"].astype(str))[:3]
+        shown.append(
+            {
+                "picture": pictures.get(kept_id),
+                "kept": group["kept_source"].iloc[0],
+                "copies": int(copies_of),
+                "sources": sources,
+                "left_out": int(copies_of) - len(sources),
+            }
+        )
+    return {
+        "number": len(table),
+        "originals": len(number),
+        "rows": shown,
+        "left_out": len(number) - len(shown),
+    }
+
+
+def conflicts(card: Card) -> dict[str, Any]:
+    """Images whose pixels stand under several labels, with who claims what."""
+    table = card.conflicts
+    ids = table["sample_id"].drop_duplicates()
+    chosen = ids.head(_SETS)
+    pictures = card.thumbnails(chosen.tolist())
+    rows = table[table["sample_id"].isin(chosen)]
+    shown = []
+    for sample_id in chosen:
+        group = rows[rows["sample_id"] == sample_id]
+        claims = list(zip(group["label"].map(_label), group["source"], strict=True))
+        shown.append(
+            {
+                "picture": pictures.get(sample_id),
+                "claims": claims[:_MEMBERS],
+                "left_out": max(0, len(claims) - _MEMBERS),
+            }
+        )
+    return {"number": len(ids), "rows": shown, "left_out": len(ids) - len(shown)}
+
+
+def near_duplicates(card: Card) -> dict[str, Any]:
+    """The largest sets, and what was left out so that nothing leaks."""
+    table = card.near_duplicates
+    number = _sizes_of(table["set"])
+    chosen = number.head(_SETS)
+    rows = table[table["set"].isin(chosen.index)].sort_values("sample_id")
+    # The pictures of what was left out are not in the base; the others of its set show what it was.
+    members = {key: rows[rows["set"] == key] for key in chosen.index}
+    inside = {key: group[group["outcome"] != "left_out"].head(_MEMBERS) for key, group in members.items()}
+    pictures = card.thumbnails([one for group in inside.values() for one in group["sample_id"]])
+    several = table.dropna(subset=["label"]).groupby("set")["label"].nunique()
+    return {
+        "images": len(table),
+        "sets": len(number),
+        "several_labels": int((several > 1).sum()),
+        "straddling": _straddling(table),
+        "rows": [
+            {
+                "images": int(images),
+                "labels": sorted({_label(name) for name in members[key]["label"]}),
+                "pictures": [
+                    {"data": pictures[row.sample_id], "id": row.sample_id, "split": row.split}
+                    for row in inside[key].itertuples()
+                    if row.sample_id in pictures
+                ],
+                "outcomes": sorted(members[key]["outcome"].value_counts().items()),
+            }
+            for key, images in chosen.items()
+        ],
+        "left_out": len(number) - len(chosen),
+        "refused": _refused(card),
+    }
+
+
+def quarantine(card: Card) -> dict[str, Any]:
+    """How many of each reason, with what it means, and the first rows."""
+    table = card.quarantine
+    rows = table.head(_ROWS)
+    return {
+        "number": len(table),
+        "reasons": [
+            {"reason": reason, "number": int(number), "meaning": meaning, "remedy": remedy}
+            for reason, number in _sizes_of(table["reason"]).items()
+            for meaning, remedy in [REASONS.get(str(reason), ("", ""))]
+        ],
+        "rows": list(zip(rows["path"], rows["reason"], rows["detail"], strict=True)),
+        "left_out": len(table) - len(rows),
+    }
+
+
+# --- pieces ------------------------------------------------------------------------------------
+
+
+def _counts(card: Card) -> pd.DataFrame:
+    """Classes in their order by the splits in theirs; samples without a label are not in it."""
+    known = card.counts.dropna(subset=["class"])
+    wide = known.pivot_table("count", "class", "split", aggfunc="sum", fill_value=0, sort=False)
+    return wide.reindex(columns=list(SPLITS), fill_value=0).astype(np.int64)
+
+
+def _by_split(card: Card) -> dict[str, int]:
+    told = card.summary.get("splits") or {}
+    counted = card.counts.groupby("split")["count"].sum().to_dict()
+    return {name: int(told.get(name, counted.get(name, 0))) for name in SPLITS}
+
+
+def _images(card: Card) -> int:
+    return int(card.summary.get("images", sum(_by_split(card).values())))
+
+
+def _balance(names: NDArray[np.object_], train: NDArray[np.int64]) -> dict[str, Any] | None:
+    """The largest and the smallest class of the training split; None where there are not two."""
+    there = np.flatnonzero(train)
+    if len(there) < 2:
+        return None
+    most, least = there[train[there].argmax()], there[train[there].argmin()]
+    return {
+        "ratio": f"{train[most] / train[least]:.3g}",
+        "even": bool(train[most] == train[least]),
+        "most": (names[most], int(train[most])),
+        "least": (names[least], int(train[least])),
+    }
+
+
+def _how(split: str, brought: set[str]) -> str:
+    if split == "unlabeled":
+        return "has no label: never trained or scored on, until a reviewer gives it one"
+    if split == "train":
+        return "as the source brings it" if {"val", "test"} <= brought else "what the other splits leave"
+    return "as the source brings it" if split in brought else "dealt, class by class"
+
+
+def _frozen(card: Card) -> list[str]:
+    """What `data/splits.csv` did, a sentence each."""
+    told = {
+        "splits_frozen": "keep the split that data/splits.csv gives them.",
+        "splits_frozen_absent": "rows of data/splits.csv are for samples that are not in the source.",
+        "splits_frozen_overruled": "rows of data/splits.csv give way to the split that the source brings.",
+    }
+    return [f"{count_text(number)} {text}" for key, text in told.items() if (number := card.summary.get(key))]
+
+
+def _size_hints(card: Card, enlarged: float, elongated: float) -> list[str]:
+    hints = []
+    if enlarged > 0.5:
+        hints.append(
+            f"Most images have fewer pixels than image_size ({card.image_size}) and are enlarged, which adds "
+            "none: a smaller image_size trains faster and loses nothing."
+        )
+    if elongated > 0.2 and card.resize == "crop":
+        hints.append(
+            f"{percent_text(elongated)} of the images are at least twice as long as wide, and cropping keeps "
+            "half of them or less: with ingest.resize: pad nothing is cut off."
+        )
+    if elongated > 0.2 and card.resize == "stretch":
+        hints.append(
+            f"{percent_text(elongated)} of the images are at least twice as long as wide, and are squeezed "
+            "into squares: with ingest.resize: pad they keep their shape."
+        )
+    return hints
+
+
+def _median(values: NDArray[np.int64], count: NDArray[np.int64]) -> int:
+    order = np.argsort(values)
+    upto = np.cumsum(count[order])
+    return int(values[order[np.searchsorted(upto, upto[-1] / 2)]])
+
+
+def _sizes_of(column: pd.Series) -> pd.Series:
+    """How often each value is there: the commonest first, equals in their own order."""
+    return column.value_counts().sort_index().sort_values(ascending=False, kind="stable")
+
+
+def _refused(card: Card) -> dict[str, Any]:
+    """The first rows that were left out for their neighbours, each with the picture of its nearest."""
+    table = card.quarantine[card.quarantine["reason"].isin(["leakage", "bridges_splits"])]
+    rows, near = table.head(_SETS), card.near_duplicates
+    found = near[near["source"].isin(rows["path"])].drop_duplicates("source")
+    nearest = dict(zip(found["source"], found["nearest_id"], strict=True))
+    pictures = card.thumbnails([one for one in nearest.values() if pd.notna(one)])
+    shown = [
+        {
+            "picture": pictures.get(nearest.get(row.path, "")),
+            "path": row.path,
+            "reason": row.reason,
+            "detail": row.detail,
+        }
+        for row in rows.itertuples()
+    ]
+    return {"number": len(table), "rows": shown, "left_out": len(table) - len(rows)}
+
+
+def _straddling(table: pd.DataFrame) -> int:
+    """Sets that are in more than one of train, val and test, counted rather than believed."""
+    inside = table[(table["outcome"] != "left_out") & (table["split"] != "unlabeled")]
+    return int((inside.groupby("set")["split"].nunique() > 1).sum())
+
+
+def _label(name: object) -> str:
+    return "no label" if pd.isna(name) else str(name)
