@@ -58,6 +58,8 @@ test-slow: install ## The tests that take minutes
 	python -m pytest -m slow
 
 bench: install ## The measurements of benchmarks/
+	python -m benchmarks.ingest_speed
+	python -m benchmarks.ingest_memory
 	python -m benchmarks.demo_seeds
 
 clean: ## Remove what the stages wrote (DVC's cache and MLflow's records stay)

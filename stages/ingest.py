@@ -37,19 +37,19 @@ from stages.dataset import (
 from stages.errors import WinnowError
 from stages.ids import number_of
 from stages.params import Ingest, Params, Simulate
+from stages.reading.found import SPLIT_CODE
+from stages.reading.scan import Scan, Shape, scan, start_pool
 from stages.runtime import clean_exit, only_writer, stage
-from stages.sources.archives import is_archive
-from stages.sources.assemble import Samples, assemble, refuse_too_many
+from stages.samples.assemble import Samples, assemble, refuse_too_many
+from stages.samples.near import Pairs, near_pairs
+from stages.samples.resolve import Resolved, resolve
+from stages.samples.simulate import plant
+from stages.samples.splits import read_frozen, write_frozen
+from stages.samples.writing import write_images, write_samples
 from stages.sources.base import Columns, Quarantined, Source
 from stages.sources.catalogue import refuse_planting
-from stages.sources.found import SPLIT_CODE
-from stages.sources.near import Pairs, near_pairs
+from stages.sources.files.archives import is_archive
 from stages.sources.opening import open_source
-from stages.sources.resolve import Resolved, resolve
-from stages.sources.scan import Scan, Shape, scan, start_pool
-from stages.sources.simulate import plant
-from stages.sources.splits import read_frozen, write_frozen
-from stages.sources.writing import write_images, write_samples
 from stages.tracking import StageRun
 
 CATALOGUE = Path("data/raw/dvc.yaml")

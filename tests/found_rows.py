@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from stages.sources.found import NO_LABEL, NO_SPLIT, SPLIT_CODE, Found
-from stages.sources.near import Pairs
-from stages.sources.splits import FrozenSplits
+from stages.reading.found import NO_LABEL, NO_SPLIT, SPLIT_CODE, Found
+from stages.samples.near import Pairs
+from stages.samples.splits import FrozenSplits
 
 
 @dataclass(frozen=True)

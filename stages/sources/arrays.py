@@ -23,11 +23,9 @@ import numpy as np
 
 from stages.errors import WinnowError
 from stages.ids import SPLITS, Split
-from stages.sources.base import Block
-from stages.sources.names import class_name, label_problem, printable, split_of
-from stages.sources.npy import Member, is_npz, open_members
-from stages.sources.parts import Part, blocks_of, integer_classes, texts_of
-from stages.sources.stored import (
+from stages.sources.arrayfiles.npy import Member, is_npz, open_members
+from stages.sources.arrayfiles.parts import Part, blocks_of, integer_classes, texts_of
+from stages.sources.arrayfiles.stored import (
     LABEL_KINDS,
     Stored,
     channels_first_of,
@@ -35,7 +33,9 @@ from stages.sources.stored import (
     pixel_notes,
     require_room,
 )
-from stages.sources.trees import Tree
+from stages.sources.base import Block
+from stages.sources.files.trees import Tree
+from stages.sources.names import class_name, label_problem, printable, split_of
 
 _ROLES = {
     **dict.fromkeys(("images", "image", "x", "data"), "images"),

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from stages.errors import WinnowError
 from stages.ids import Split
 from stages.sources.base import BLOCK, Block, Quarantined, UnusableError, only_refused
+from stages.sources.files.trees import Tree
 from stages.sources.names import SPLIT_NAMES, UNLABELED, class_name, label_problem, printable
-from stages.sources.trees import Tree
 
 
 def find(tree: Tree) -> bool:

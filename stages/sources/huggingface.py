@@ -14,12 +14,12 @@ from typing import Any
 
 from stages.errors import WinnowError
 from stages.ids import Split
-from stages.sources import cells, parquet
 from stages.sources.base import MAX_BYTES, Block, Columns, Nothing, Quarantined, UnusableError
-from stages.sources.columns import AUTO, candidates, choose, listed, unused
-from stages.sources.encoded import BytesPayload
+from stages.sources.files.trees import Tree
 from stages.sources.names import class_name, label_problem, printable, split_of
-from stages.sources.trees import Tree
+from stages.sources.tables import cells, parquet
+from stages.sources.tables.columns import AUTO, candidates, choose, listed, unused
+from stages.sources.tables.encoded import BytesPayload
 
 _ROWS = 64  # of a batch, and so items of a block
 _HELD = 2**23  # bytes of a batch

@@ -18,10 +18,8 @@ from typing import Any, BinaryIO
 
 from stages.errors import WinnowError
 from stages.ids import SPLITS, Split
-from stages.sources.base import Block
-from stages.sources.names import printable, split_of
-from stages.sources.parts import Part, blocks_of, integer_classes
-from stages.sources.stored import (
+from stages.sources.arrayfiles.parts import Part, blocks_of, integer_classes
+from stages.sources.arrayfiles.stored import (
     LABEL_KINDS,
     Stored,
     channels_first_of,
@@ -31,7 +29,9 @@ from stages.sources.stored import (
     require_room,
     unpack,
 )
-from stages.sources.trees import Tree
+from stages.sources.base import Block
+from stages.sources.files.trees import Tree
+from stages.sources.names import printable, split_of
 
 _NAME = re.compile(r"(?P<before>.*)(?P<role>images|labels)[-._]idx\d-ubyte(\.gz)?", re.IGNORECASE)
 _AXES = {"images": (3, 4), "labels": (1,)}

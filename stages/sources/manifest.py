@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stages.errors import WinnowError
-from stages.sources import parquet
 from stages.sources.base import Block, Columns, UnusableError
-from stages.sources.cells import Rows
-from stages.sources.columns import AUTO, USUAL, candidates, choose, unused
-from stages.sources.csvtable import CsvTable, has_paths
+from stages.sources.files.trees import Tree
 from stages.sources.names import printable
-from stages.sources.trees import Tree
+from stages.sources.tables import parquet
+from stages.sources.tables.cells import Rows
+from stages.sources.tables.columns import AUTO, USUAL, candidates, choose, unused
+from stages.sources.tables.csvtable import CsvTable, has_paths
 
 _CSV = (".csv", ".tsv")
 _PARQUET = ".parquet"
@@ -32,8 +32,8 @@ def find(tree: Tree, columns: Columns) -> str | None:
     if len(found) > 1:
         names = ", ".join(printable(name) for name in found)
         raise WinnowError(
-            f"ingest.source {tree.shown} holds several manifests ({names}): leave one, or name one of "
-            "them as ingest.source"
+            f"ingest.source {tree.shown} holds several manifests ({names}): leave one; "
+            "a column `split` says what two files, train and test, would have said"
         )
     return found[0] if found else None
 

@@ -8,10 +8,10 @@ from typing import Literal
 
 from stages.errors import WinnowError
 from stages.sources import arrays, folders, huggingface, idx, manifest
-from stages.sources.archives import ENDINGS, is_archive, open_archive
 from stages.sources.base import Block, Columns, Source, only_refused
+from stages.sources.files.archives import ENDINGS, is_archive, open_archive
+from stages.sources.files.trees import FolderTree, Stores, Tree, no_stores
 from stages.sources.names import hidden, split_of
-from stages.sources.trees import FolderTree, Stores, Tree, no_stores
 
 Format = Literal["auto", "folders", "manifest", "huggingface", "arrays", "idx"]
 _Reader = Callable[[Tree, Columns, Path], "Source | None"]

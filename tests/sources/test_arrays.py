@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from stages.errors import WinnowError
 from stages.ids import pixel_id
-from stages.sources.archives import open_archive
 from stages.sources.arrays import Arrays, find, role_of
 from stages.sources.base import BLOCK
-from stages.sources.trees import FolderTree
+from stages.sources.files.archives import open_archive
+from stages.sources.files.trees import FolderTree
 
 GREY = np.arange(4 * 6 * 5).reshape(4, 6, 5).astype(np.uint8)
 RGB = np.arange(4 * 6 * 5 * 3).reshape(4, 6, 5, 3).astype(np.uint8)

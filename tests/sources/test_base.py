@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from stages.sources.archives import open_archive
 from stages.sources.base import Block, Nothing, Payload, Quarantined, UnusableError, only_refused
-from stages.sources.encoded import BytesPayload
+from stages.sources.files.archives import open_archive
+from stages.sources.files.trees import FolderTree
 from stages.sources.opening import open_source
-from stages.sources.trees import FolderTree
+from stages.sources.tables.encoded import BytesPayload
 
 COUNT = 12
 

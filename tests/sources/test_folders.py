@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from stages.errors import WinnowError
 from stages.ids import Split
-from stages.sources.archives import open_archive
 from stages.sources.base import BLOCK, Block
+from stages.sources.files.archives import open_archive
+from stages.sources.files.trees import FolderTree, Tree
 from stages.sources.folders import ClassFolders, find
 from stages.sources.names import hidden, printable
-from stages.sources.trees import FolderTree, Tree
 
 
 def put(path: Path) -> Path:

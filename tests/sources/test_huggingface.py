@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from stages.errors import WinnowError
 from stages.sources import huggingface
 from stages.sources.base import REASONS, Block, Columns, UnusableError
+from stages.sources.files.trees import FolderTree
 from stages.sources.huggingface import HuggingFace, find
-from stages.sources.trees import FolderTree
 
 AUTO = Columns()
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -287,7 +287,7 @@ def test_large_images_come_in_small_blocks(tmp_path: Path) -> None:
 def test_a_repeated_large_value_does_not_fill_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stages.sources.parquet._MOST_EXPANDED", 2**22)
+    monkeypatch.setattr("stages.sources.tables.parquet._MOST_EXPANDED", 2**22)
     source = shard(tmp_path, image=images(*[(bytes(2**20), None)] * 50), label=[0] * 50)
     assert (tmp_path / "train-00000-of-00001.parquet").stat().st_size < 2**17
     assert max(len(block.names) for block in source.blocks()) <= 4

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.errors import WinnowError
-from stages.sources.archives import open_archive
+from stages.sources.files.archives import open_archive
+from stages.sources.files.trees import FolderTree
 from stages.sources.idx import Idx, find
-from stages.sources.trees import FolderTree
 
 IMAGES = np.arange(6 * 4 * 3).reshape(6, 4, 3).astype(np.uint8)
 LABELS = np.array([7, 0, 10, 2, 0, 7], np.uint8)

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stages.errors import WinnowError
-from stages.sources import csvtable
 from stages.sources.base import BLOCK, REASONS, Block, Columns, Quarantined, UnusableError
+from stages.sources.files.trees import FolderTree
 from stages.sources.manifest import Manifest, find
-from stages.sources.trees import FolderTree
+from stages.sources.tables import csvtable
 
 AUTO = Columns()
 

@@ -1,0 +1,1 @@
+"""From what was found to samples: duplicates, leakage, splits, planted problems, the base on disk."""
