@@ -228,7 +228,7 @@ def near_duplicates(card: Card) -> dict[str, Any]:
         "images": len(table),
         "sets": len(number),
         "several_labels": int((several > 1).sum()),
-        "straddling": _straddling(table),
+        "straddling": card.summary.get("near_duplicate_sets_in_several_splits", 0),
         "rows": [
             {
                 "images": int(images),
@@ -363,12 +363,6 @@ def _refused(card: Card) -> dict[str, Any]:
         for row in rows.itertuples()
     ]
     return {"number": len(table), "rows": shown, "left_out": len(table) - len(rows)}
-
-
-def _straddling(table: pd.DataFrame) -> int:
-    """Sets that are in more than one of train, val and test, counted rather than believed."""
-    inside = table[(table["outcome"] != "left_out") & (table["split"] != "unlabeled")]
-    return int((inside.groupby("set")["split"].nunique() > 1).sum())
 
 
 def _label(name: object) -> str:

@@ -148,6 +148,23 @@ class Settled:
             for a, b, is_near in zip(image.tolist(), beside.tolist(), near.tolist(), strict=True)
         ]
 
+    def leave_out_connected(
+        self, ties: Ties, weaker: NDArray[np.bool_], stronger: NDArray[np.bool_], split: int
+    ) -> None:
+        """Leave out as well those that are connected to `stronger` only over others of `weaker`."""
+        weaker = weaker & ~self.left_out
+        self.leave_out_beside(ties, weaker, stronger, split)
+        sets = ties.sets(weaker | stronger)
+        witness = np.full(ties.images, ties.images)
+        there = np.flatnonzero(stronger)
+        np.minimum.at(witness, sets[there], there)
+        over = np.flatnonzero(weaker & ~self.left_out & (witness[sets] < ties.images))
+        self.left_out[over] = True
+        self.refused += [
+            Refused(image, "leakage", ((int(witness[sets[image]]), split),), "connected")
+            for image in over.tolist()
+        ]
+
 
 def settle(
     split: NDArray[np.int8],
@@ -159,10 +176,10 @@ def settle(
 ) -> Settled:
     """Decide what the ties mean for images whose split is known, and for those that are to be dealt.
 
-    Where a tie straddles known splits, the image in the split that comes last in test, val, train is
-    left out; but an old one stays whatever is added, so the new one goes. Ties between old ones
-    stay, and are counted. What the source calls training may not join a split that the source
-    brings: it is left out beside it.
+    Where a tie, or several in a chain, straddle known splits, the images in the split that comes last
+    in test, val, train are left out; but an old one stays whatever is added, so the new one goes.
+    Ties between old ones stay, and are counted. What the source calls training may not join a split
+    that the source brings: it is left out beside it.
 
     Images to be dealt that are connected through ties follow the images that they are tied to. Where
     those are in several splits, all of them are left out, as two of them would be separated.
@@ -193,7 +210,7 @@ def settle(
             lower = ~old & (rank >= 0) & (rank < level)
             if level in barred:
                 lower |= trains
-            settled.leave_out_beside(ties, lower, rank == level, level)
+            settled.leave_out_connected(ties, lower, rank == level, level)
     _join(settled, ties, trains, barred, leaked)
     return settled
 

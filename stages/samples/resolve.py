@@ -109,6 +109,7 @@ def resolve(
     stays = ~settled.left_out
     near = _near_table(found, images, settled, ties, pairs)
     facts = _facts(found, known, images, settled, near)
+    facts["near_duplicate_sets_in_several_splits"] = _in_several_splits(settled, ties)
     return Resolved(
         position=images.position[stays],
         label=images.label[stays],
@@ -175,6 +176,15 @@ def _facts(
         "leaking_pairs": settled.leaking_pairs,
         "leaking_groups": settled.leaking_groups,
     }
+
+
+def _in_several_splits(settled: Settled, ties: Ties) -> int:
+    """How many sets of near-duplicates are in more than one of train, val and test after all."""
+    inside = settled.rank >= 0
+    sets = ties.sets(inside, only_pairs=True)[inside]
+    splits = np.zeros((ties.images, 3), np.bool_)
+    splits[sets, settled.rank[inside]] = True
+    return int((splits.sum(axis=1) > 1).sum())
 
 
 def _warnings_of_splits(known: Known) -> Iterator[str]:

@@ -243,8 +243,9 @@ def test_leaves_out_pictures_that_are_not_in_the_base(card):
 
 
 def test_sets_in_several_splits_are_counted(card):
-    card.near_duplicates.loc[0, "split"] = "test"
-    assert "1 is in several splits" in Page(render(card)).words
+    assert "is in several splits" not in Page(render(card)).words
+    summary = {**card.summary, "near_duplicate_sets_in_several_splits": 1}
+    assert "1 is in several splits" in Page(render(dataclasses.replace(card, summary=summary))).words
 
 
 def test_copes_without_anything(card, tmp_path):

@@ -59,8 +59,19 @@ def test_the_training_copy_of_a_test_image_is_left_out() -> None:
     assert (result.leaking_pairs, result.leaking_groups) == (2, 0)
 
 
-def test_nothing_is_left_out_for_the_sake_of_what_is_left_out() -> None:
-    result = settled(["train", "val", "test"], ties_of(3, [(0, 1), (1, 2)]), brought=["val", "test"])
+def test_a_chain_of_near_duplicates_is_one_group() -> None:
+    ties = ties_of(5, [(0, 1), (1, 2), (3, 4)])
+    result = settled(["train", "val", "test", "train", "val"], ties, brought=["val", "test"])
+    assert names(result) == ["out", "out", "test", "out", "val"]
+    assert refusals(result) == [
+        (0, "leakage", [(2, "test")], "connected"),
+        (1, "leakage", [(2, "test")], "near"),
+        (3, "leakage", [(4, "val")], "near"),
+    ]
+
+
+def test_a_chain_over_a_new_image_does_not_move_what_is_known() -> None:
+    result = settled(["train", None, "test"], ties_of(3, [(0, 1), (1, 2)]), brought=["val", "test"])
     assert names(result) == ["train", "out", "test"]
 
 
@@ -104,8 +115,11 @@ def test_what_would_bridge_two_splits_is_left_out_as_a_whole() -> None:
 def test_what_the_source_calls_training_does_not_join_its_test_split() -> None:
     ties = ties_of(4, [(0, 1), (1, 2)])
     result = settled(["test", None, None, None], ties, trains=[1, 2, 3], brought=["train", "test"])
-    assert names(result) == ["test", "out", None, None]
-    assert refusals(result) == [(1, "leakage", [(0, "test")], "near")]
+    assert names(result) == ["test", "out", "out", None]
+    assert refusals(result) == [
+        (1, "leakage", [(0, "test")], "near"),
+        (2, "leakage", [(0, "test")], "connected"),
+    ]
     assert result.leaking_pairs == 1
     result = settled(["test", None, None, None], ties, trains=[2], brought=["train", "test"])
     assert names(result) == ["test", "test", "out", None]

@@ -171,6 +171,7 @@ def test_frozen_images_that_straddle_stay_and_are_warned_of() -> None:
     result = resolved(rows, frozen, alike=[(1, 2)])
     assert splits(rows, result) == frozen
     assert any("as they are frozen" in line for line in result.warnings)
+    assert result.facts["near_duplicate_sets_in_several_splits"] == 1
 
 
 def test_what_is_told_of_splits_and_labels() -> None:
@@ -271,6 +272,10 @@ def test_nothing_straddles_splits_but_what_was_frozen_so(
         rows[position].pixels: split
         for position, split in zip(result.position.tolist(), result.split.tolist(), strict=True)
     }
+    if len(set(frozen.values())) < 2:
+        for number in set(result.group.tolist()):
+            inside = set(result.split[result.group == number].tolist())
+            assert len(inside) == 1 or not inside & {VAL, TEST}
     tied = [{a, b} for a, b in alike]
     for group in (1, 2, 3):
         tied.append({row.pixels for row in rows if row.group == group})  # type: ignore[arg-type]
