@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from ingesting import (
     REPORT,
     change_params,
@@ -371,3 +374,49 @@ def test_a_failed_run_leaves_the_last_good_one(configure: Any, capsys: pytest.Ca
     Path("data/splits.csv").write_text("sample_id,split\n")
     assert "one class only" in fails(capsys)
     assert outputs() == before
+
+
+def encoded(kind: str, mode: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(7).integers(0, 256, (9, 11, 4)).astype(np.uint8)
+    Image.fromarray(pixels, "RGBA").convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+SOUND = [
+    encoded("PNG", "RGBA"),
+    encoded("PNG", "P"),
+    encoded("PNG", "1"),
+    encoded("JPEG", "RGB"),
+    encoded("JPEG", "L", progressive=True),
+    encoded("JPEG", "CMYK"),
+    encoded("WEBP", "RGB"),
+    encoded("BMP", "RGB"),
+    encoded("TIFF", "RGB", compression="tiff_lzw"),
+    encoded("GIF", "P"),
+]
+
+
+@st.composite
+def files(draw: st.DrawFn) -> bytes:
+    """Any bytes, or a sound image with a few of its bytes changed, cut off or added."""
+    if draw(st.booleans()):
+        return draw(st.binary(max_size=200))
+    content = bytearray(draw(st.sampled_from(SOUND)))
+    for place, value in draw(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=6)):
+        content[place % len(content)] = value
+    return bytes(content[: draw(st.integers(0, len(content)))] + draw(st.binary(max_size=20)))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(contents=st.lists(files(), min_size=1, max_size=30))
+def test_any_bytes_are_a_sample_a_copy_of_one_or_in_quarantine(configure: Any, contents: list[bytes]) -> None:
+    configure(ingest__max_quarantine=1.0)
+    shutil.rmtree("mine", ignore_errors=True)
+    class_folders(count=3)
+    for i, content in enumerate(contents):
+        Path(f"mine/a/any{i}.jpg").write_bytes(content)
+    run()
+    copies = pd.read_parquet(REPORT / "duplicates.parquet")["source"]
+    told = [*samples()["source"], *copies, *quarantine()]
+    assert sorted(told) == sorted(path.relative_to("mine").as_posix() for path in Path("mine").rglob("*.*"))
