@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from stages.dataset import MODELS, REPORTS, new_folder
+from stages.dataset import MODELS, REPORTS, new_folder, refuse_own_output
 from stages.errors import WinnowError
 from stages.params import Architecture, Finetune, Params
 from stages.runtime import stage
@@ -65,6 +65,7 @@ def _check_device(params: Params) -> None:
 
 
 def _check_source(source: Path, catalogue: Path) -> list[str]:
+    refuse_own_output(source)
     if is_catalogue_set(source, catalogue):
         return []
     remedy = "put images there, or name a set of the catalogue"

@@ -6,7 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from stages.dataset import (
     CURATED,
@@ -16,6 +18,7 @@ from stages.dataset import (
     REVIEWS,
     Dataset,
     new_folder,
+    read_array,
     read_conflicts,
     read_dataset,
     read_table,
@@ -23,33 +26,36 @@ from stages.dataset import (
     write_table,
 )
 from stages.errors import WinnowError
-from stages.noise.policy import Policy, build_ledger, changes_by_class, count_unlabeled
+from stages.noise.policy import Policy, build_ledger, changes_by_class, count_unlabeled, suggest_claimed
 from stages.params import Params
-from stages.review.reviews import read_reviews
+from stages.review.reviews import follow_copies, read_duplicates, read_reviews
 from stages.runtime import stage
 from stages.tracking import StageRun
 
 _GALLERY = 40
+_MOST_NAMED = 3  # of unknown samples, in a warning
 
 
 @stage("curate")
 def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     """Turn issues and data/reviews.csv into the ledger, by the policy in params.yaml.
 
-    Reads data/ingested, data/noise and data/reviews.csv; writes data/curated/ledger.parquet and
-    reports/curate.
+    Reads data/ingested, data/noise, data/reviews.csv and reports/ingest/duplicates.parquet; writes
+    data/curated/ledger.parquet and reports/curate.
     """
     base = read_dataset(INGESTED)
-    issues = read_table(NOISE / "issues.parquet")
+    issues, pred_probs = read_noise(base)
     conflicts = read_conflicts(INGESTED)
     reviews = read_reviews(REVIEWS, base.classes)
+    reviews = follow_copies(reviews, base.samples["sample_id"], read_duplicates())
     policy = Policy(**params.curate.model_dump())
     ledger, unknown = build_ledger(base.samples, issues, policy, reviews, conflicts)
     check_classes_survive(ledger, base.classes)
     if unknown:
+        more = f" and {len(unknown) - _MOST_NAMED} more" if len(unknown) > _MOST_NAMED else ""
         print(
-            f"curate: warning: {unknown} of {len(reviews)} reviews in {REVIEWS} are of samples that are "
-            "not in the data; they were left out",
+            f"curate: warning: {len(unknown)} of {len(reviews)} reviews in {REVIEWS} are of samples that "
+            f"are not in the data ({', '.join(unknown[:_MOST_NAMED])}{more}); they were left out",
             file=sys.stderr,
         )
     changes = changes_by_class(ledger)
@@ -59,15 +65,16 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
         "actions": actions,
         **({"unlabeled": unlabeled} if unlabeled else {}),
         "conflicting_labels": int(conflicts["sample_id"].nunique()),
-        "reviews": len(reviews) - unknown,
-        "reviews_of_unknown_samples": unknown,
+        "reviews": len(reviews) - len(unknown),
+        "reviews_of_unknown_samples": len(unknown),
     }
     with new_folder(CURATED) as folder:
         write_table(folder / "ledger.parquet", ledger)
     with new_folder(REPORTS / "curate") as folder:
         write_json(folder / "summary.json", summary)
         changes.to_csv(folder / "changes.csv", index=False)
-        queue = review_queue(base.samples, issues, ledger, conflicts)
+        suggested = suggest_claimed(issues, conflicts, pred_probs, base.classes)
+        queue = review_queue(base.samples, suggested, ledger, conflicts)
         queue.to_csv(folder / "review_queue.csv", index=False)
         _draw(base, ledger, folder)
     run.log_metrics({f"actions.{name}": count for name, count in actions.items()})
@@ -81,6 +88,24 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     print(
         f"{len(queue)} samples wait for review: {REPORTS / 'curate' / 'review_queue.csv'}, or `make review`"
     )
+
+
+def read_noise(base: Dataset) -> tuple[pd.DataFrame, NDArray[np.floating] | None]:
+    """The issues, and the probabilities (N×K) where they are there, of the samples of `base`.
+
+    Raises
+    ------
+    WinnowError
+        Where they are of other samples, or of the same ones in another order.
+    """
+    issues = read_table(NOISE / "issues.parquet")
+    path = NOISE / "pred_probs.npy"
+    pred_probs = read_array(path, mapped=True) if path.is_file() else None
+    shape = (len(base.samples), len(base.classes))
+    same = np.array_equal(issues["sample_id"], base.samples["sample_id"])
+    if not same or (pred_probs is not None and pred_probs.shape != shape):
+        raise WinnowError("data/noise is of other data than data/ingested: run `dvc repro`")
+    return issues, pred_probs
 
 
 def check_classes_survive(ledger: pd.DataFrame, classes: list[str]) -> None:

@@ -7,6 +7,7 @@ training view is put together when it is read: base + ledger + any of the deltas
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -36,8 +37,9 @@ from stages.ids import sample_seed as sample_seed
 # is the sample's in the loss, as the source gave it.
 SAMPLE_COLUMNS = ["sample_id", "row", "split", "label", "source", "width", "height", "group", "weight"]
 DELTA_COLUMNS = [*SAMPLE_COLUMNS, "parent_id", "method"]
-# A row for every file that claimed a label for an image which another file labels otherwise.
-CONFLICT_COLUMNS = ["sample_id", "label", "source"]
+# A row for every file that claimed a label for an image which another file labels otherwise; `split`
+# is the one that the image was frozen in, null where it was not.
+CONFLICT_COLUMNS = ["sample_id", "label", "source", "split"]
 LEDGER_COLUMNS = [
     "sample_id",
     "split",
@@ -61,6 +63,8 @@ MODELS = Path("models")
 REPORTS = Path("reports")
 REVIEWS = Path("data/reviews.csv")
 FROZEN_SPLITS = Path("data/splits.csv")
+OUTPUTS = (INGESTED, TRUTH, NOISE, CURATED, AUGMENTED, SYNTHETIC, MODELS, REPORTS)
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 
 
 @dataclass(frozen=True)
@@ -242,6 +246,29 @@ def split_hash(base: Dataset, split: Split, ledger: pd.DataFrame | None = None) 
 # --- writing -----------------------------------------------------------------------------------
 
 
+def refuse_own_output(source: Path) -> None:
+    """Raise a WinnowError where a source is, holds, or lies in what the pipeline writes itself."""
+    place = source.resolve()
+    for output in OUTPUTS:
+        own = output.resolve()
+        if place == own or place in own.parents or own in place.parents:
+            raise WinnowError(
+                f"ingest.source = {str(source)!r}: the pipeline writes {output} and would replace it; put "
+                "the images into a folder of their own, such as data/raw/mine"
+            )
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """What the disk refuses is for the user to mend: one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise WinnowError(f"{path} cannot be written: {error.strerror}") from error
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Write a folder beside, then rename: what is there is whole.
@@ -250,28 +277,30 @@ def new_folder(path: Path) -> Iterator[Path]:
     the two neither is there), on an error it is removed and what stood at `path` stays.
     """
     partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-    except BaseException:
+    with _disk_errors(path):
         shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if path.exists():
-        shutil.rmtree(path)
-    partial.rename(path)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        if path.exists():
+            shutil.rmtree(path)
+        partial.rename(path)
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Write a file beside, then rename: it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def write_dataset(folder: Path, dataset: Dataset) -> None:

@@ -31,6 +31,7 @@ from stages.dataset import (
     new_file,
     new_folder,
     read_table,
+    refuse_own_output,
     write_json,
     write_table,
 )
@@ -39,7 +40,7 @@ from stages.ids import number_of
 from stages.params import Ingest, Params, Simulate
 from stages.reading.found import SPLIT_CODE
 from stages.reading.scan import Scan, Shape, scan, start_pool
-from stages.runtime import clean_exit, only_writer, stage
+from stages.runtime import clean_exit, only_writer, require_root, stage
 from stages.samples.assemble import Samples, assemble, refuse_too_many
 from stages.samples.near import Pairs, near_pairs
 from stages.samples.resolve import Resolved, resolve
@@ -60,8 +61,11 @@ class _FreezeSplits(argparse.Action):
     """Freezes and ends, as `--help` does: nothing is ingested and params.yaml is not needed."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
-        with clean_exit("ingest"), only_writer("ingest"):
-            print(f"ingest: {freeze_splits()} samples are frozen in {FROZEN_SPLITS}")
+        with clean_exit("ingest"):
+            require_root()
+            with only_writer("ingest"):
+                frozen = freeze_splits()
+            print(f"ingest: {frozen} samples are frozen in {FROZEN_SPLITS}")
         parser.exit()
 
 
@@ -78,9 +82,10 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     """Bring the images of ingest.source to one array, one table and one split."""
     choices = params.ingest
+    refuse_own_output(Path(choices.source))
     if params.simulate.enabled:
         refuse_planting(Path(choices.source), CATALOGUE)
-    with new_folder(INGESTED) as folder, new_file(TRUTH) as truth, new_folder(REPORT) as report:
+    with new_folder(REPORT) as report, new_file(TRUTH) as truth, new_folder(INGESTED) as folder:
         with _scratch(folder) as scratch:
             source, scanned = read_source(choices, scratch)
             with scanned.squares, scanned.thumbs:
@@ -142,7 +147,8 @@ def read_source(choices: Ingest, scratch: Path) -> tuple[Source, Scan]:
     files = len(scanned.found) + len(scanned.quarantine)
     if not files:
         raise WinnowError(f"ingest.source {choices.source} holds no images: put some there")
-    refuse_too_many(scanned.quarantine, files, choices.max_quarantine, choices.source)
+    hint = "; paths in a manifest are relative to its folder" if "manifest" in source.kind else ""
+    refuse_too_many(scanned.quarantine, files, choices.max_quarantine, choices.source, hint)
     return source, scanned
 
 
@@ -323,20 +329,36 @@ def _sizes(samples: Samples) -> pd.DataFrame:
     return pd.DataFrame({"width": sizes >> 32, "height": sizes & 0xFFFFFFFF, "count": counts})
 
 
-def freeze_splits(ingested: Path = INGESTED, truth: Path = TRUTH, target: Path = FROZEN_SPLITS) -> int:
+def freeze_splits(
+    ingested: Path = INGESTED,
+    truth: Path = TRUTH,
+    report: Path = REPORT,
+    target: Path = FROZEN_SPLITS,
+) -> int:
     """Write the present splits to `data/splits.csv`, so that new images do not move old ones.
 
-    Rows that `simulate` took away are frozen too, or some would be dealt into the test split.
+    Rows that `simulate` took away are frozen too, or some would be dealt into the test split; so are
+    exact duplicates, any of which may be the one that is left one day; and what was frozen before and
+    is not there now stays frozen.
 
     Returns
     -------
     How many samples are frozen.
     """
-    tables = [read_table(ingested / "samples.parquet"), read_table(truth)]
-    ids = [number_of(key) for table in tables for key in table["sample_id"]]
-    codes = [SPLIT_CODE[name] for table in tables for name in table["split"]]
+    samples = read_table(ingested / "samples.parquet")[["sample_id", "split"]]
+    copies = read_table(report / "duplicates.parquet")[["sample_id", "kept_id"]]
+    copies = copies.merge(samples.rename(columns={"sample_id": "kept_id"}), on="kept_id")
+    rows = pd.concat([samples, read_table(truth)[["sample_id", "split"]], copies[["sample_id", "split"]]])
+    before = read_frozen(target)
+    ids = np.array([number_of(key) for key in rows["sample_id"]], np.uint64)
+    codes = rows["split"].map(SPLIT_CODE).to_numpy(np.int8)
+    used = codes != SPLIT_CODE["unlabeled"]  # one in dispute has left its split, but only for now
     with new_file(target) as partial_file:
-        return write_frozen(partial_file, np.array(ids, np.uint64), np.array(codes, np.int8))
+        return write_frozen(
+            partial_file,
+            np.concatenate([ids[used], before.sample_id]),
+            np.concatenate([codes[used], before.split]),
+        )
 
 
 def _dvc_cache() -> Sequence[Path]:

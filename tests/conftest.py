@@ -96,8 +96,9 @@ def partly_labelled(tiny_dataset: Dataset) -> Dataset:
 def conflicts(partly_labelled: Dataset) -> pd.DataFrame:
     """Three files of the same pixels as the first sample, under two labels."""
     sample_id = partly_labelled.samples.loc[0, "sample_id"]
-    rows = [(sample_id, "c", "c/9.png"), (sample_id, "a", "a/0.png"), (sample_id, "c", "c/8.png")]
-    return pd.DataFrame(rows, columns=CONFLICT_COLUMNS)
+    claims = [("c", "c/9.png"), ("a", "a/0.png"), ("c", "c/8.png")]
+    rows = [(sample_id, *claim, None) for claim in claims]
+    return pd.DataFrame(rows, columns=CONFLICT_COLUMNS).astype("str")
 
 
 @pytest.fixture

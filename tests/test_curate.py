@@ -29,6 +29,7 @@ def detect(workspace, base: Dataset, truth: pd.Series) -> None:
         write_dataset(folder, base)
     with new_folder(workspace / "data/noise") as folder:
         write_table(folder / "issues.parquet", issues)
+        np.save(folder / "pred_probs.npy", probs)
 
 
 @pytest.fixture
@@ -73,7 +74,9 @@ def test_a_reviewer_outranks_and_a_corrected_test_split_is_another_one(detected:
     curate.main([])
     ledger = read_ledger()
     assert ledger.loc[0, ["action", "decided_by", "label"]].tolist() == ["keep", "reviewer", "a"]
-    assert "1 of 3 reviews" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "1 of 3 reviews" in err
+    assert f"({'f' * 16});" in err
     assert split_hash(detected, "test", ledger) != split_hash(detected, "test")
 
 
@@ -118,7 +121,7 @@ def test_unlabelled_samples_are_counted_and_conflicts_wait_for_review(piled: Dat
     queue = pd.read_csv(workspace / "reports/curate/review_queue.csv", dtype=str)
     assert queue["sample_id"].tolist() == piled.samples["sample_id"][[0, 4]].tolist()
     assert queue.loc[0, ["split", "reason"]].tolist() == ["unlabeled", "conflicting_labels: a, c; for review"]
-    assert queue["suggested_label"].tolist() == ["b", "b"]
+    assert queue["suggested_label"].tolist() == ["a", "b"]  # b is likelier, but nobody claimed it
     assert "unlabeled: 4 samples" in capsys.readouterr().out
     assert split_view(piled, "train", ledger).class_counts.tolist() == [25, 21, 10]
 
@@ -144,6 +147,77 @@ def test_what_reviewers_label_is_trained_on_from_then_on(piled: Dataset, workspa
     assert first not in set(queue["sample_id"])
     assert "gave 2 a label and dropped 1" in capsys.readouterr().out
     assert (workspace / "reports/curate/changes.png").stat().st_size > 1000
+
+
+def test_a_disputed_sample_returns_to_the_split_it_was_frozen_in(
+    piled: Dataset, workspace, conflicts, capsys
+):
+    write_table(workspace / "data/ingested/conflicts.parquet", conflicts.assign(split="test"))
+    name = piled.samples["sample_id"][0]
+    add_review(workspace, f"{name},relabel,c,r,2026-01-01,")
+    curate.main([])
+    ledger = read_ledger()
+    assert name in split_view(piled, "test", ledger).sample_ids
+    assert name not in split_view(piled, "train", ledger).sample_ids
+    assert "gave 1 a label and dropped 0" in capsys.readouterr().out
+
+
+def test_an_older_base_has_no_frozen_splits_of_conflicts(piled: Dataset, workspace, conflicts):
+    write_table(workspace / "data/ingested/conflicts.parquet", conflicts.drop(columns="split"))
+    add_review(workspace, f"{piled.samples.loc[0, 'sample_id']},relabel,c,r,2026-01-01,")
+    curate.main([])
+    assert read_ledger().loc[0, ["split", "label"]].tolist() == ["train", "c"]
+
+
+def test_a_decision_follows_the_pixels_to_the_copy_that_is_kept(detected: Dataset, workspace, capsys):
+    first, second = detected.samples["sample_id"][:2]
+    copies = {"0" * 16: first, "1" * 16: second}
+    with new_folder(workspace / "reports/ingest") as folder:
+        table = pd.DataFrame({"sample_id": copies.keys(), "kept_id": copies.values()})
+        write_table(folder / "duplicates.parquet", table)
+    add_review(
+        workspace,
+        f"{'0' * 16},drop,,r,2026-01-01,blurred",
+        f"{'1' * 16},drop,,r,2026-01-01,",
+        f"{second},keep,,r,2026-01-02,",
+    )
+    curate.main([])
+    ledger = read_ledger()
+    assert ledger.loc[:1, "action"].tolist() == ["drop", "keep"]
+    assert ledger.loc[:2, "decided_by"].tolist() == ["reviewer", "reviewer", "policy"]
+    assert ledger.loc[0, "reason"] == "blurred"
+    assert "warning" not in capsys.readouterr().err
+    summary = json.loads((workspace / "reports/curate/summary.json").read_text())
+    assert (summary["reviews"], summary["reviews_of_unknown_samples"]) == (2, 0)
+
+
+def test_the_warning_names_three_of_many_unknown_samples(detected: Dataset, workspace, capsys):
+    add_review(workspace, *(f"{number:016x},drop,,r,2026-01-01," for number in range(5)))
+    curate.main([])
+    err = capsys.readouterr().err
+    assert f"({0:016x}, {1:016x}, {2:016x} and 2 more)" in err
+    assert f"{3:016x}" not in err
+
+
+@pytest.mark.parametrize("what", ["fewer", "others", "order", "classes"])
+def test_noise_of_another_base_is_one_line(detected: Dataset, workspace, capsys, what):
+    path = workspace / "data/noise/issues.parquet"
+    issues = pd.read_parquet(path)
+    if what == "fewer":
+        issues = issues[:-1]
+    elif what == "others":
+        issues.loc[0, "sample_id"] = "f" * 16
+    elif what == "order":
+        issues = issues[::-1]
+    else:
+        np.save(path.with_name("pred_probs.npy"), np.zeros((len(issues), 2), np.float32))
+    write_table(path, issues)
+    with pytest.raises(SystemExit) as error:
+        curate.main([])
+    assert error.value.code == 2
+    err = capsys.readouterr().err.strip()
+    assert err == "curate: data/noise is of other data than data/ingested: run `dvc repro`"
+    assert not (workspace / "data/curated").exists()
 
 
 def test_reviewers_can_bring_a_class_its_first_training_images(piled: Dataset, workspace):

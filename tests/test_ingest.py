@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -374,6 +375,53 @@ def test_a_failed_run_leaves_the_last_good_one(configure: Any, capsys: pytest.Ca
     Path("data/splits.csv").write_text("sample_id,split\n")
     assert "one class only" in fails(capsys)
     assert outputs() == before
+
+
+@pytest.mark.parametrize("source", ["data/ingested", ".", "data", "models/train", "reports"])
+def test_a_source_that_the_pipeline_writes_itself_is_refused(
+    configure: Any, capsys: pytest.CaptureFixture[str], source: str
+) -> None:
+    Path(source).mkdir(parents=True, exist_ok=True)
+    keep = picture("data/ingested/a/1.png", 1)
+    configure(ingest__source=source)
+    assert "into a folder of their own, such as data/raw/mine" in fails(capsys)
+    assert keep.is_file()
+
+
+def weighted(weights: list[float]) -> None:
+    class_folders(count=10)
+    rows = [(f"{name}/{i}.png", name, weights["ab".index(name)]) for name in "ab" for i in range(10)]
+    pd.DataFrame(rows, columns=["path", "label", "weight"]).to_csv("mine/labels.csv", index=False)
+
+
+def test_weights_that_leave_nothing_to_learn(configure: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    weighted([0, 0])
+    assert "every training image has weight 0" in fails(capsys)
+    weighted([0, 2.5])
+    run()
+    assert "class 'a' has weight 0 in training" in capsys.readouterr().err
+    assert samples().groupby("label")["weight"].first().to_dict() == {"a": 0.0, "b": 2.5}
+    weighted([1, 1e7])
+    configure(ingest__max_quarantine=1.0)
+    assert "images of one class only (a)" in fails(capsys)
+
+
+def test_a_manifest_with_paths_of_another_folder(configure: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    class_folders(count=3)
+    Path("mine/labels.csv").write_text("path,label\n0.png,a\n1.png,b\n")
+    assert "paths in a manifest are relative to its folder" in fails(capsys)
+
+
+def test_a_full_disk_is_said_in_one_line(
+    configure: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class_folders()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ingest, "write_images", full)
+    assert "data/ingested cannot be written: No space left on device" in fails(capsys)
 
 
 def encoded(kind: str, mode: str, **options: Any) -> bytes:

@@ -152,3 +152,58 @@ def test_copies_in_a_ready_made_training_split_are_left_out_or_kept(workspace: P
 
 def source_of_files(folder: str) -> list[Path]:
     return sorted(Path(folder).rglob("*.png"))
+
+
+def test_a_frozen_sample_in_dispute_remembers_its_split(
+    grown: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (source, *_) = source_of("test")
+    other = next(label for label in CLASSES if not source.startswith(label))
+    Path(f"mine/{other}/stray.png").write_bytes(Path("mine", source).read_bytes())
+    run()
+    table = samples().set_index("source")
+    disputed = table[table["split"] == "unlabeled"]
+    assert len(disputed) == 1
+    claims = pd.read_parquet("data/ingested/conflicts.parquet")
+    assert set(claims["sample_id"]) == set(disputed["sample_id"])
+    assert set(claims["split"]) == {"test"}
+    assert "1 frozen samples are among them and have left their split" in capsys.readouterr().err
+    assert summary()["splits_frozen"] == OLD - 1
+    before = Path("data/splits.csv").read_text()
+    with pytest.raises(SystemExit):
+        ingest.main(["--freeze-splits"])
+    assert Path("data/splits.csv").read_text() == before  # it is in test, but for now
+
+
+def test_deleting_the_other_copy_does_not_undo_a_freeze(grown: Path) -> None:
+    for source in samples()["source"]:
+        with Image.open(f"mine/{source}") as image:
+            image.save(f"mine/{source.removesuffix('.png')}.bmp")
+    run()
+    assert summary()["duplicates"] == OLD
+    with pytest.raises(SystemExit):
+        ingest.main(["--freeze-splits"])
+    table = samples()
+    stem = table["source"].str.rsplit(".", n=1).str[0]
+    before = dict(zip(stem, table["split"], strict=True))
+    for source in table["source"]:
+        Path("mine", source).unlink()
+    run()
+    table = samples()
+    assert dict(zip(table["source"].str.rsplit(".", n=1).str[0], table["split"], strict=True)) == before
+
+
+def test_a_new_test_folder_does_not_dissolve_what_is_frozen(workspace: Path) -> None:
+    change_params(ingest__source="mine", simulate__enabled=False, ingest__image_size=32, ingest__color="rgb")
+    for i in range(60):
+        save(scene(i), f"mine/{'val' if i < 12 else 'train'}/{CLASSES[i % 3]}/{i}.png")
+    run()
+    with pytest.raises(SystemExit):
+        ingest.main(["--freeze-splits"])
+    before = split_of()
+    assert set(before.values()) == {"train", "val", "test"}
+    save(scene(1000), "mine/test/cat/1000.png")
+    run()
+    after = split_of()
+    assert {key: after[key] for key in before} == before
+    assert len(after) == len(before) + 1

@@ -1,12 +1,14 @@
-"""From issues and reviews to the ledger: for every sample what is done, by whom, and why."""
+"""From issues, conflicts and reviews to the ledger: for every sample what is done, by whom, and why."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from stages.dataset import LEDGER_COLUMNS
 
@@ -31,12 +33,13 @@ def build_ledger(
     policy: Policy,
     reviews: pd.DataFrame,
     conflicts: pd.DataFrame | None = None,
-) -> tuple[pd.DataFrame, int]:
+) -> tuple[pd.DataFrame, list[str]]:
     """Decide about every sample.
 
     The policy acts on the training split alone: suspects elsewhere are kept, with a reason that
     asks for review. A reviewer's decision outranks it, in any split. An unlabelled sample that a
-    reviewer gives a label moves to the training split; till then no model is trained on it.
+    reviewer gives a label moves to the training split, or returns to the one that it was frozen in
+    before its label was disputed; till then no model is trained on it.
 
     Parameters
     ----------
@@ -47,10 +50,10 @@ def build_ledger(
 
     Returns
     -------
-    The ledger (`LEDGER_COLUMNS`, in the order of `samples`) and the number of reviews whose sample
-    is not there. `split` is the one that the sample is used in: `train` for an unlabelled one that
-    was relabelled, else the ingested one. `given_label` is null where none was given, and `label`
-    where none is known.
+    The ledger (`LEDGER_COLUMNS`, in the order of `samples`) and the ids of reviews whose sample is
+    not there. `split` is the one that the sample is used in: for an unlabelled one that was
+    relabelled its frozen one (`frozen_splits`), else `train`; for all others the ingested one.
+    `given_label` is null where none was given, and `label` where none is known.
     """
     table = samples[["sample_id", "split", "label"]].merge(
         issues.drop(columns=["split", "given_label"]), on="sample_id", how="left", validate="1:1"
@@ -74,7 +77,7 @@ def build_ledger(
     _apply_label_errors(ledger, table, training, policy)
     _keep_at_least(ledger, policy.min_per_class)
     _apply_missing_labels(ledger, conflicts)
-    unknown = _apply_reviews(ledger, reviews)
+    unknown = _apply_reviews(ledger, reviews, frozen_splits(conflicts))
     return ledger[LEDGER_COLUMNS], unknown
 
 
@@ -146,8 +149,8 @@ def _conflict(labels: pd.Series) -> str:
     return f"conflicting_labels: {', '.join(names[:_MOST_NAMED])}{more}; for review"
 
 
-def _apply_reviews(ledger: pd.DataFrame, reviews: pd.DataFrame) -> int:
-    """Write the reviewers' decisions over the policy's; the number of unknown samples."""
+def _apply_reviews(ledger: pd.DataFrame, reviews: pd.DataFrame, frozen: Mapping[str, str]) -> list[str]:
+    """Write the reviewers' decisions over the policy's; the ids that are not there."""
     position = pd.Index(ledger["sample_id"]).get_indexer(pd.Index(reviews["sample_id"]))
     for at, review in zip(position, reviews.itertuples(index=False), strict=True):
         if at < 0:
@@ -159,12 +162,73 @@ def _apply_reviews(ledger: pd.DataFrame, reviews: pd.DataFrame) -> int:
         ledger.loc[row, ["label", "action", "weight"]] = [label, review.decision, weight]
         ledger.loc[row, ["reason", "decided_by"]] = [review.note or "reviewed", "reviewer"]
         if review.decision == "relabel" and ledger.loc[row, "split"] == "unlabeled":
-            ledger.loc[row, "split"] = "train"
-    return int((position < 0).sum())
+            ledger.loc[row, "split"] = frozen.get(str(review.sample_id), "train")
+    return [str(name) for name in reviews["sample_id"].to_numpy()[position < 0]]
+
+
+def frozen_splits(conflicts: pd.DataFrame | None) -> dict[str, str]:
+    """The split that each disputed sample was frozen in, by its id; nothing of those that were not.
+
+    Without the column `split`, as an older version of `ingest` writes them, none is known.
+    """
+    if conflicts is None or "split" not in conflicts:
+        return {}
+    frozen = conflicts[conflicts["split"].isin(["train", "val", "test"])]
+    return dict(zip(frozen["sample_id"].astype(str), frozen["split"].astype(str), strict=True))
+
+
+def suggest_claimed(
+    issues: pd.DataFrame,
+    conflicts: pd.DataFrame | None,
+    pred_probs: NDArray[np.floating] | None,
+    classes: list[str],
+) -> pd.DataFrame:
+    """Let issues suggest for labels in conflict the likeliest of the claimed ones.
+
+    The models may find a class likelier that nobody claimed; but the question that a conflict asks is
+    which of the claims is right.
+
+    Parameters
+    ----------
+    issues : one row a sample, as `noise.issues` makes them
+    conflicts : `dataset.CONFLICT_COLUMNS`; None for none
+    pred_probs : N×K, in the order of `issues`; None where there are none at hand
+    classes : K names
+
+    Returns
+    -------
+    A copy of `issues`. `suggested_label` and `suggested_score` of a sample in conflict are null
+    without `pred_probs`, and where no claimed label but the given one is a class.
+    """
+    issues = issues.copy()
+    if conflicts is None or conflicts.empty:
+        return issues
+    disputed = issues["sample_id"].isin(conflicts["sample_id"])
+    issues.loc[disputed, "suggested_label"] = None
+    issues.loc[disputed, "suggested_score"] = np.nan
+    if pred_probs is None:
+        return issues
+    claims = pd.DataFrame(
+        {
+            "row": pd.Index(issues["sample_id"]).get_indexer(pd.Index(conflicts["sample_id"])),
+            "label": pd.Index(classes).get_indexer(pd.Index(conflicts["label"])),
+        }
+    )
+    given = pd.Index(classes).get_indexer(pd.Index(issues["given_label"]))
+    claims = claims[(claims >= 0).all(axis=1)]
+    claims = claims[claims["label"].to_numpy() != given[claims["row"].to_numpy()]]
+    claims["score"] = pred_probs[claims["row"].to_numpy(), claims["label"].to_numpy()].astype(np.float64)
+    claims = claims.sort_values(["score", "label"], ascending=[False, True]).drop_duplicates("row")
+    rows = issues.index[claims["row"]]
+    issues.loc[rows, "suggested_label"] = np.asarray(classes, dtype=object)[claims["label"]]
+    issues.loc[rows, "suggested_score"] = claims["score"].to_numpy()
+    return issues
 
 
 def count_unlabeled(samples: pd.DataFrame, ledger: pd.DataFrame) -> dict[str, int]:
     """Unlabelled samples as ingested, and what reviewers did: gave a label, or dropped. Empty if none.
+
+    With a label they are in whatever split the ledger says.
 
     Parameters
     ----------
@@ -175,7 +239,7 @@ def count_unlabeled(samples: pd.DataFrame, ledger: pd.DataFrame) -> dict[str, in
         return {}
     return {
         "unlabeled": len(rows),
-        "labelled": int((rows["split"] == "train").sum()),
+        "labelled": int((rows["split"] != "unlabeled").sum()),
         "dropped": int((rows["action"] == "drop").sum()),
     }
 

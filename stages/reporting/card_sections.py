@@ -210,20 +210,29 @@ def conflicts(card: Card) -> dict[str, Any]:
                 "left_out": max(0, len(claims) - _MEMBERS),
             }
         )
-    return {"number": len(ids), "rows": shown, "left_out": len(ids) - len(shown)}
+    waiting = card.summary.get("conflicts_for_review", len(ids))
+    return {
+        "number": len(ids),
+        "for_review": waiting,
+        "settled": len(ids) - waiting,
+        "rows": shown,
+        "left_out": len(ids) - len(shown),
+    }
 
 
 def near_duplicates(card: Card) -> dict[str, Any]:
-    """The largest sets, and what was left out so that nothing leaks."""
+    """Sets with several labels, then the largest, and what was left out so that nothing leaks."""
     table = card.near_duplicates
+    several = table.dropna(subset=["label"]).groupby("set")["label"].nunique()
     number = _sizes_of(table["set"])
+    mixed = number.index.isin(several.index[several > 1])
+    number = pd.concat([number[mixed], number[~mixed]])
     chosen = number.head(_SETS)
     rows = table[table["set"].isin(chosen.index)].sort_values("sample_id")
     # The pictures of what was left out are not in the base; the others of its set show what it was.
     members = {key: rows[rows["set"] == key] for key in chosen.index}
     inside = {key: group[group["outcome"] != "left_out"].head(_MEMBERS) for key, group in members.items()}
     pictures = card.thumbnails([one for group in inside.values() for one in group["sample_id"]])
-    several = table.dropna(subset=["label"]).groupby("set")["label"].nunique()
     return {
         "images": len(table),
         "sets": len(number),

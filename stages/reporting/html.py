@@ -25,9 +25,8 @@ from stages.reporting.story import (
     verdict,
 )
 
+_ELSEWHERE = ("evaluate", "ingest")  # further up, and on the data card
 _CAPTIONS = {
-    "ingest/samples.png": "Samples of each class, as they are stored",
-    "ingest/sizes.png": "Native sizes; dashed: image_size",
     "detect_noise/label_errors.png": "The least plausible labels: given → suggested",
     "curate/changes.png": "What the policy changed in the training split",
     "augment/preview.png": "Augmented copies",
@@ -63,7 +62,7 @@ def render_page(story: Story) -> str:
         "quality": plain_table(pd.DataFrame(story.quality)),
         "recalls": recall_rows(story.table("evaluate/per_class.csv")),
         "own": {picture.name: _inline(picture) for picture in story.pictures if picture.stage == "evaluate"},
-        "gallery": [_inline(picture) for picture in story.pictures if picture.stage != "evaluate"],
+        "gallery": [_inline(picture) for picture in story.pictures if picture.stage not in _ELSEWHERE],
         "class_counts": plain_table(counts_by_split(story.table("ingest/class_counts.csv"))),
         "quarantine": plain_table(story.table("ingest/quarantine.parquet")),
         "duplicates": plain_table(story.table("ingest/duplicates.parquet")),

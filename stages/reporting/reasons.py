@@ -45,12 +45,12 @@ REASONS: dict[str, tuple[str, str]] = {
         "Correct the row; the detail says which.",
     ),
     "conflicting_labels": (
-        "The same pixels under two labels. One copy is kept for a reviewer.",
+        "The same pixels under two labels. One copy goes on, for a reviewer where no split decides.",
         "Decide in make review, or delete the file that is wrong.",
     ),
     "leakage": (
-        "A near-duplicate of an image in validation or test: training on it would leak.",
-        "Nothing, unless the source's own splits are yours to change.",
+        "Near to, or in one group with, an image in validation or test: training on it would leak.",
+        "Nothing, unless the source's own splits or groups are yours to change.",
     ),
     "bridges_splits": (
         "New, and near to images of two splits: it can be in neither.",

@@ -7,6 +7,7 @@ import getpass
 import os
 import socket
 from contextlib import closing, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from stages.dataset import (
@@ -22,6 +23,7 @@ from stages.dataset import (
 )
 from stages.errors import WinnowError
 from stages.review.decisions import ReviewLog, one_line
+from stages.review.reviews import follow_copies, read_duplicates
 from stages.review.suspects import KINDS, Evidence
 from stages.runtime import LOCKS, clean_exit
 
@@ -44,9 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     with clean_exit("review"):
         evidence = read_evidence()
-        log = ReviewLog(
-            REVIEWS, LOCKS / "reviews.csv.lock", evidence.classes, reviewer_name(options.reviewer)
-        )
+        log = open_log(evidence, reviewer_name(options.reviewer))
         reviewed = log.latest()
         with closing(listen(options.port)) as listener:
             port = listener.getsockname()[1]
@@ -75,8 +75,17 @@ def read_evidence() -> Evidence:
     base = read_dataset(INGESTED)
     issues = read_table(NOISE / "issues.parquet")
     embeddings = read_array(NOISE / "embeddings.npy", mapped=True)
+    probs = NOISE / "pred_probs.npy"
+    pred_probs = read_array(probs, mapped=True) if probs.is_file() else None
     ledger = read_ledger(CURATED) if (CURATED / "ledger.parquet").is_file() else None
-    return Evidence(base, issues, embeddings, ledger, read_conflicts(INGESTED))
+    return Evidence(base, issues, embeddings, ledger, read_conflicts(INGESTED), pred_probs)
+
+
+def open_log(evidence: Evidence, reviewer: str) -> ReviewLog:
+    """data/reviews.csv, where a decision on a copy counts for the image that `ingest` kept."""
+    sample_ids, duplicates = evidence.base.samples["sample_id"], read_duplicates()
+    follow = partial(follow_copies, sample_ids=sample_ids, duplicates=duplicates)
+    return ReviewLog(REVIEWS, LOCKS / "reviews.csv.lock", evidence.classes, reviewer, follow)
 
 
 def reviewer_name(given: str | None) -> str:

@@ -10,12 +10,14 @@ import csv
 import io
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
+
+import pandas as pd
 
 from stages.dataset import new_file
 from stages.errors import WinnowError
@@ -47,13 +49,23 @@ class ReviewLog:
     lock : file that is locked while `path` is written
     classes : class names that a sample may be relabelled to
     reviewer : written into every row
+    follow : what is made of the rows that are read before they are matched to samples
+        (`reviews.follow_copies`); by default nothing
     """
 
-    def __init__(self, path: Path, lock: Path, classes: Sequence[str], reviewer: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        lock: Path,
+        classes: Sequence[str],
+        reviewer: str,
+        follow: Callable[[pd.DataFrame], pd.DataFrame] = lambda reviews: reviews,
+    ) -> None:
         self.path = path
         self.reviewer = reviewer
         self._lock = lock
         self._classes = set(classes)
+        self._follow = follow
         self._written: list[tuple[Review, bytes]] = []
         self._read: tuple[tuple[int, ...], dict[str, Review]] | None = None
 
@@ -77,7 +89,7 @@ class ReviewLog:
         signature = () if status is None else (status.st_mtime_ns, status.st_size, status.st_ino)
         known = self._read
         if known is None or known[0] != signature or not signature:
-            table = read_reviews(self.path, self._classes)
+            table = self._follow(read_reviews(self.path, self._classes))
             rows = table[COLUMNS].itertuples(index=False, name=None)
             known = self._read = (signature, {row[0]: Review(*row) for row in rows})
         return known[1]

@@ -1,4 +1,4 @@
-"""Reading `data/reviews.csv`: the decisions that people made by hand."""
+"""Reading `data/reviews.csv`: the decisions that people made by hand, and which sample each is about."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from stages.dataset import REPORTS
 from stages.errors import WinnowError
 
 COLUMNS = ["sample_id", "decision", "label", "reviewer", "decided_at", "note"]
 DECISIONS = ("keep", "drop", "relabel")
+_COPY_COLUMNS = ["sample_id", "kept_id"]
 
 
 def read_reviews(path: Path, classes: Collection[str]) -> pd.DataFrame:
@@ -43,6 +45,42 @@ def read_reviews(path: Path, classes: Collection[str]) -> pd.DataFrame:
     rows.sort(key=lambda row: moment(row["decided_at"]))
     table = pd.DataFrame(rows, columns=COLUMNS)
     return table.drop_duplicates("sample_id", keep="last").reset_index(drop=True)
+
+
+def read_duplicates(folder: Path = REPORTS / "ingest") -> pd.DataFrame:
+    """`sample_id` and `kept_id` of the copies that `ingest` collapsed; no rows where it has not run."""
+    path = folder / "duplicates.parquet"
+    if path.is_file():
+        return pd.read_parquet(path, columns=_COPY_COLUMNS)
+    return pd.DataFrame({name: pd.Series(dtype="str") for name in _COPY_COLUMNS})
+
+
+def follow_copies(reviews: pd.DataFrame, sample_ids: pd.Series, duplicates: pd.DataFrame) -> pd.DataFrame:
+    """Let decisions on a copy count for the image that is kept in its place.
+
+    When a file with the same pixels arrives, it may be the one that is kept: the sample then has
+    another id, and what was decided about it would be lost.
+
+    Parameters
+    ----------
+    reviews : as `read_reviews` gives them
+    sample_ids : of the samples that are in the data
+    duplicates : at least `sample_id` and `kept_id`, a row for each copy that gave way
+
+    Returns
+    -------
+    The same columns, at most one row a sample: where several copies have a decision, the latest.
+    """
+    copies = duplicates[duplicates["sample_id"].isin(reviews["sample_id"])]
+    if copies.empty:
+        return reviews
+    there = set(sample_ids[sample_ids.isin(copies["sample_id"]) | sample_ids.isin(copies["kept_id"])])
+    pairs = zip(copies["sample_id"], copies["kept_id"], strict=True)
+    kept = {copy: name for copy, name in pairs if copy not in there and name in there}
+    moved = reviews.assign(sample_id=[kept.get(name, name) for name in reviews["sample_id"]])
+    times = [moment(decided_at) for decided_at in moved["decided_at"]]
+    moved = moved.iloc[sorted(range(len(times)), key=times.__getitem__)]
+    return moved.drop_duplicates("sample_id", keep="last").reset_index(drop=True)
 
 
 def moment(decided_at: str) -> datetime:

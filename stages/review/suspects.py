@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from stages.dataset import Dataset
 from stages.errors import WinnowError
+from stages.noise.policy import frozen_splits, suggest_claimed
 
 Kind = Literal["label_error", "conflict", "outlier", "near_duplicate", "unlabeled"]
 KINDS: dict[Kind, str] = {
@@ -50,9 +51,11 @@ class Sample:
     Attributes
     ----------
     given : class name; None for an unlabelled sample
-    suggested : the likeliest other class; of an unlabelled sample, the likeliest
+    suggested : the likeliest other class; of an unlabelled sample, the likeliest; of labels in
+        conflict, the likeliest of the claimed ones
     label_score, suggested_score : probabilities of the two, 0 to 1
     claims : for labels in conflict, each claimed label with the files that claim it
+    label_brings_to : split that an unlabelled sample moves to with a label; else empty
     outlier_score : 0 to 1, low is unlike the others
     kinds : what it is suspected of
     duplicate_set : number of its set of near-duplicates, -1 for none
@@ -76,6 +79,7 @@ class Sample:
     reason: str = ""
     decided_by: str = ""
     claims: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    label_brings_to: str = ""
 
 
 class Evidence:
@@ -88,11 +92,12 @@ class Evidence:
     embeddings : float, N×D, in the order of `base`
     ledger : `dataset.LEDGER_COLUMNS`, or None
     conflicts : `dataset.CONFLICT_COLUMNS`, or None
+    pred_probs : float, N×K, in the order of `base`; None: conflicts come without a suggestion
 
     Raises
     ------
     WinnowError
-        Where issues or embeddings are of other samples than `base`.
+        Where issues, embeddings or probabilities are of other samples than `base`.
     """
 
     def __init__(
@@ -102,8 +107,11 @@ class Evidence:
         embeddings: NDArray[np.floating],
         ledger: pd.DataFrame | None = None,
         conflicts: pd.DataFrame | None = None,
+        pred_probs: NDArray[np.floating] | None = None,
     ) -> None:
         same = len(issues) == len(embeddings) == len(base.samples)
+        if pred_probs is not None:
+            same &= pred_probs.shape == (len(base.samples), len(base.classes))
         if not same or not np.array_equal(issues["sample_id"], base.samples["sample_id"]):
             raise WinnowError(
                 "data/noise was made from other samples than data/ingested holds: run `dvc repro`"
@@ -111,11 +119,11 @@ class Evidence:
         self.base = base
         self.classes = base.classes
         self._claims = _claims(conflicts)
+        self._frozen = frozen_splits(conflicts)
         conflicting = issues["sample_id"].isin(self._claims.keys()).to_numpy()
         unlabeled = (base.samples["split"] == "unlabeled").to_numpy()
-        self._issues = issues.reset_index(drop=True).assign(
-            is_conflict=conflicting, is_unlabeled=unlabeled & ~conflicting
-        )
+        issues = suggest_claimed(issues.reset_index(drop=True), conflicts, pred_probs, base.classes)
+        self._issues = issues.assign(is_conflict=conflicting, is_unlabeled=unlabeled & ~conflicting)
         self._embeddings = embeddings
         self._ledger = None if ledger is None else ledger.set_index("sample_id")
         self._position = {str(name): at for at, name in enumerate(issues["sample_id"])}
@@ -171,6 +179,7 @@ class Evidence:
             kinds=tuple(kind for kind in KINDS if issue[_FLAGS[kind]]),
             duplicate_set=int(issue["near_duplicate_set"]),
             claims=self._claims.get(sample_id, ()),
+            label_brings_to=self._frozen.get(sample_id, "train") if issue["split"] == "unlabeled" else "",
             **decided,
         )
 

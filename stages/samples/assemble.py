@@ -74,10 +74,13 @@ class Samples:
         )
 
 
-def refuse_too_many(quarantine: Sequence[Quarantined], files: int, most: float, source: str) -> None:
+def refuse_too_many(
+    quarantine: Sequence[Quarantined], files: int, most: float, source: str, hint: str = ""
+) -> None:
     """Raise a WinnowError where more than a share `most` of the files is unusable.
 
-    Sound files that are left out for the company they keep (`base.LEFT_OUT`) do not count.
+    Sound files that are left out for the company they keep (`base.LEFT_OUT`) do not count. `hint` is
+    what to look at where files cannot be found.
     """
     bad = [row for row in quarantine if row.reason not in LEFT_OUT]
     if not bad or (len(bad) < files and len(bad) <= most * files):
@@ -86,6 +89,7 @@ def refuse_too_many(quarantine: Sequence[Quarantined], files: int, most: float, 
     commonest, count = min(reasons.items(), key=lambda item: (-item[1], item[0]))
     first = min((row for row in bad if row.reason == commonest), key=lambda row: row.path)
     example = f"most often {commonest} ({count}), such as {first.path}: {first.detail}"
+    example += hint if commonest == "unreadable" else ""
     if len(bad) == files:
         raise WinnowError(f"ingest.source {source}: none of its {files} files can be used; {example}")
     raise WinnowError(
@@ -152,7 +156,8 @@ def _usable_classes(samples: Samples, source: str) -> tuple[Samples, list[str]]:
             f"ingest.source {source} has {what}: a classifier needs two classes; give each a folder "
             "of its own, or a label in the manifest"
         )
-    trained = np.bincount(samples.label[samples.split == SPLIT_CODE["train"]], minlength=len(names))
+    training = samples.split == SPLIT_CODE["train"]
+    trained = np.bincount(samples.label[training], minlength=len(names))
     untrained = left[trained[left] == 0]
     if len(untrained):
         first = untrained[0]
@@ -163,8 +168,16 @@ def _usable_classes(samples: Samples, source: str) -> tuple[Samples, list[str]]:
         )
     if not (samples.split == SPLIT_CODE["test"]).any():
         raise WinnowError(
-            f"ingest.source {source}: no image is left for the test split, since no class has two; "
-            "add images, or bring a test split"
+            f"ingest.source {source}: no image is left for the test split, since no class has two images "
+            "or groups that could be apart; add images, look at the group column, or bring a test split"
+        )
+    weighs = np.bincount(
+        samples.label[training], samples.found.weight[samples.position[training]], minlength=len(names)
+    )
+    if not weighs.any():
+        raise WinnowError(
+            f"ingest.source {source}: every training image has weight 0; look at the column of weights, or "
+            "set ingest.columns.weight to null"
         )
     codes = np.full(len(names) + 1, NO_LABEL, np.int32)
     codes[left] = np.arange(len(left))  # the last entry stays NO_LABEL, which is index -1
@@ -172,8 +185,14 @@ def _usable_classes(samples: Samples, source: str) -> tuple[Samples, list[str]]:
         f"{_classes([names[i] for i in np.flatnonzero(images == 0)])} no usable image: left out",
         f"{_classes([names[i] for i in np.flatnonzero(images == 1)])} one image: trained on, never tested",
     ]
+    weightless = [names[i] for i in left[weighs[left] == 0]]
+    told = [line for line, count in zip(warnings, (0, 1), strict=True) if (images == count).any()]
+    if weightless:
+        told.append(f"{_classes(weightless)} weight 0 in training: nothing is learnt of it")
+    if not (samples.split == SPLIT_CODE["val"]).any():
+        told.append("no image is left for the validation split: nothing can be tuned or stopped early on it")
     kept = replace(samples, label=codes[samples.label], classes=[names[i] for i in left])
-    return kept, [line for line, count in zip(warnings, (0, 1), strict=True) if (images == count).any()]
+    return kept, told
 
 
 def _classes(names: Sequence[str]) -> str:

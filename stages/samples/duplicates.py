@@ -16,7 +16,7 @@ from stages.samples.splits import TEST, UNLABELED, VAL, Known
 from stages.sources.base import Quarantined
 
 DUPLICATE_COLUMNS = ["sample_id", "source", "label", "split", "kept_id", "kept_source"]
-CONFLICT_COLUMNS = ["sample_id", "label", "source"]
+CONFLICT_COLUMNS = ["sample_id", "label", "source", "split"]
 _NAMED = 5  # class names in a detail: an empty picture may stand under hundreds
 
 
@@ -32,10 +32,12 @@ class Images:
     split : int8, index into `ids.SPLITS`, `NO_SPLIT` where it is to be dealt
     trains : bool, to be dealt, and the source calls it training
     old : bool, frozen, and in the split that it was frozen in
+    disputed : bool, without a label because its copies' labels differ
+    frozen : bool, in whatever split
     member, group : int64 and uint64, K each; an image and a group that one of its copies is in
     duplicates : `DUPLICATE_COLUMNS`, a row for each item that gave way to another
     conflicts : `CONFLICT_COLUMNS`, a row for each label that the source gives an image which stands
-        under several; `sample_id` is the image's that is kept
+        under several; `sample_id` is the image's that is kept, `split` the one that it was frozen in
     quarantine : items whose label contradicts the image that is kept
     """
 
@@ -45,6 +47,8 @@ class Images:
     split: NDArray[np.int8]
     trains: NDArray[np.bool_]
     old: NDArray[np.bool_]
+    disputed: NDArray[np.bool_]
+    frozen: NDArray[np.bool_]
     member: NDArray[np.int64]
     group: NDArray[np.uint64]
     duplicates: pd.DataFrame
@@ -85,6 +89,8 @@ def collapse(found: Found, known: Known) -> Images:
         split=copies.split[by_id],
         trains=copies.any(known.trains)[by_id] & (copies.split[by_id] == NO_SPLIT),
         old=copies.any((known.frozen != NO_SPLIT) & (known.frozen == copies.spread(copies.split)))[by_id],
+        disputed=(copies.conflict & (copies.label == NO_LABEL))[by_id],
+        frozen=copies.any(known.frozen != NO_SPLIT)[by_id],
         member=member,
         group=group,
         duplicates=copies.duplicates(found, known, contradicted),
@@ -203,6 +209,7 @@ class _Copies:
             "sample_id": hex_ids(found.sample_id[kept]),
             "label": label_names(found, known.label[rows]),
             "source": sources(found, rows),
+            "split": split_names(known.frozen[kept]),
         }
         frame = pd.DataFrame(table, columns=CONFLICT_COLUMNS).astype("str")
         return frame.sort_values(CONFLICT_COLUMNS, ignore_index=True)
@@ -211,14 +218,20 @@ class _Copies:
         """A row for each copy under another label than the image's that is kept."""
         rows, image = (column[contradicted] for column in self.gone())
         paths, kept = sources(found, rows), sources(found, self.kept[image])
+        told: dict[int, str] = {}
         for path, number, kept_path in zip(paths, image.tolist(), kept, strict=True):
-            labels = set(known.label[self.rows(number)].tolist()) - {NO_LABEL}
-            names = sorted(found.classes[label] for label in labels)
-            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-            label = self.label[number]
-            how = "without a label" if label == NO_LABEL else f"as {found.classes[label]}"
-            detail = f"the same pixels under {', '.join(names[:_NAMED])}{more}; kept {how}: {kept_path}"
-            yield Quarantined(path, "conflicting_labels", detail)
+            if number not in told:
+                told[number] = self._claimed(number, found, known)
+            yield Quarantined(path, "conflicting_labels", f"{told[number]}: {kept_path}")
+
+    def _claimed(self, number: int, found: Found, known: Known) -> str:
+        """Which labels an image stands under, and which it goes on with."""
+        labels = set(known.label[self.rows(number)].tolist()) - {NO_LABEL}
+        names = sorted(found.classes[label] for label in labels)
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        label = self.label[number]
+        how = "without a label" if label == NO_LABEL else f"as {found.classes[label]}"
+        return f"the same pixels under {', '.join(names[:_NAMED])}{more}; one of them goes on {how}"
 
 
 def sources(found: Found, rows: NDArray[np.int64]) -> list[str]:

@@ -178,8 +178,8 @@ def settle(
 
     Where a tie, or several in a chain, straddle known splits, the images in the split that comes last
     in test, val, train are left out; but an old one stays whatever is added, so the new one goes.
-    Ties between old ones stay, and are counted. What the source calls training may not join a split
-    that the source brings: it is left out beside it.
+    Ties between old ones stay, and are counted. Nothing may join a split that the source brings, which
+    is used as it stands: it is left out beside it.
 
     Images to be dealt that are connected through ties follow the images that they are tied to. Where
     those are in several splits, all of them are left out, as two of them would be separated.
@@ -204,13 +204,15 @@ def settle(
         for level in (TEST, VAL, TRAIN):
             rank = settled.rank
             new = ~old & (rank >= 0) & (rank != level)
-            settled.leave_out_beside(ties, new, old & (rank == level), level)
+            settled.leave_out_connected(ties, new, old & (rank == level), level)
         for level in (TEST, VAL):
             rank = settled.rank
             lower = ~old & (rank >= 0) & (rank < level)
             if level in barred:
                 lower |= trains
             settled.leave_out_connected(ties, lower, rank == level, level)
+            if level in barred:
+                settled.leave_out_beside(ties, settled.split == NO_SPLIT, rank == level, level)
     _join(settled, ties, trains, barred, leaked)
     return settled
 
@@ -257,11 +259,12 @@ def _join(
     splits = tied.sum(axis=0, dtype=np.int8)[unit]
     target = tied.argmax(axis=0).astype(np.int8)[unit]
     joins = is_open & (splits == 1)
-    torn = joins & trains & np.isin(target, barred)
+    torn = joins & np.isin(target, barred)
     settled.joined = joins & ~torn
     settled.split[settled.joined] = target[settled.joined]
     if leaked == "keep":
-        settled.split[torn] = TRAIN
+        settled.split[torn & trains] = TRAIN
+        settled.split[torn & ~trains] = target[torn & ~trains]
         torn = np.zeros_like(torn)
     settled.left_out |= torn | (is_open & (splits > 1))
     for image in np.flatnonzero(torn).tolist():

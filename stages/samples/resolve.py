@@ -163,11 +163,13 @@ def _facts(
     found: Found, known: Known, images: Images, settled: Settled, near: pd.DataFrame
 ) -> dict[str, int]:
     return {
-        "splits_frozen": known.used,
+        "splits_frozen": int((images.old & ~settled.left_out).sum()),
         "splits_frozen_absent": known.absent,
         "splits_frozen_overruled": known.overruled,
         "duplicates": len(images.duplicates),
         "conflicts": images.conflicts["sample_id"].nunique(),
+        "conflicts_for_review": int((images.disputed & ~settled.left_out).sum()),
+        "conflicts_frozen": int((images.disputed & images.frozen).sum()),
         "near_duplicates": len(near),
         "near_duplicate_sets": near["set"].nunique(),
         "groups": len(np.unique(found.group[found.group != 0])),
@@ -211,10 +213,15 @@ def _warnings_of_ties(
     leaked: Literal["leave_out", "keep"],
     cut_short: bool,
 ) -> Iterator[str]:
-    if facts["conflicts"]:
+    if facts["conflicts_for_review"]:
         yield (
-            f"{facts['conflicts']} images stand under several labels: they are kept out of training "
-            "until somebody has looked at them"
+            f"{facts['conflicts_for_review']} images stand under several labels: they are kept out of "
+            "training until somebody decides in `make review`"
+        )
+    if facts["conflicts_frozen"]:
+        yield (
+            f"{facts['conflicts_frozen']} frozen samples are among them and have left their split: a "
+            "reviewer's label brings them back to it"
         )
     leaks = {"near-duplicate pairs": settled.leaking_pairs, "groups": settled.leaking_groups}
     if any(leaks.values()):

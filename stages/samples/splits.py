@@ -200,6 +200,8 @@ def assign(
     given = (split != NO_SPLIT) & ((split != TRAIN) | complete) & ~unlabeled
     row = frozen.find(sample_id)
     wanted = np.append(frozen.split, np.int8(NO_SPLIT))[row]
+    # A source that has come to bring all splits does not make training images of old test images.
+    given &= ~((split == TRAIN) & ((wanted == VAL) | (wanted == TEST)))
     known = np.where(given, split, wanted)
     known[unlabeled] = UNLABELED
     decides = ~given & ~unlabeled & (row >= 0)

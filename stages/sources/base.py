@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from stages.ids import Split
 
 BLOCK = 256  # most items in a block
+LARGEST_WEIGHT = 1_000_000  # of a sample: above it sums lose what the others weigh
 MAX_BYTES = 2**28  # of one encoded file
 
 Reason = Literal[
@@ -88,7 +89,7 @@ class Block:
     labels : class name, None where there is none
     splits : `train`, `val` or `test` as the source says it, None where it does not
     groups : what must not be separated (a patient, a video), None where nothing is said
-    weights : of the sample in the loss, at least 0
+    weights : of the sample in the loss, 0 to `LARGEST_WEIGHT`
     payload : where the pixels are
     refused : what was met on the way and can be no item
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,9 +13,13 @@ from stages.sources.base import Block, Columns, Source, only_refused
 from stages.sources.files.archives import ENDINGS, is_archive, open_archive
 from stages.sources.files.trees import FolderTree, Stores, Tree, no_stores
 from stages.sources.names import hidden, split_of
+from stages.sources.tables.columns import AUTO
 
 Format = Literal["auto", "folders", "manifest", "huggingface", "arrays", "idx"]
 _Reader = Callable[[Tree, Columns, Path], "Source | None"]
+_TABLES = (".csv", ".tsv", ".parquet")
+_REMOTE = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # a path has lost one of the slashes
+_MEND = "or set ingest.format: folders, if the folders' names are the classes"
 _DEEPEST = 8  # folders that hold nothing but one folder
 
 
@@ -45,6 +50,10 @@ def open_source(
     WinnowError
         Where there is nothing, or nothing that the reader takes.
     """
+    if _REMOTE.match(str(path)):
+        raise WinnowError(
+            f"ingest.source {path} is an address: bring it with `dvc import-url`, and name the folder"
+        )
     if not path.exists():
         raise WinnowError(
             f"ingest.source {path} is not there: put images in it, or name another in params.yaml"
@@ -52,13 +61,46 @@ def open_source(
     if path.is_file() and not is_archive(path):
         return _open_file(path, scratch, format, columns)
     chain = _chain(_tree(path, scratch, stores))
-    readers = _READERS if format == "auto" else {format: _READERS[format]}
+    readers: dict[str, _Reader] = dict(_READERS) if format == "auto" else {format: _READERS[format]}
+    if format == "manifest":
+        readers = {"manifest": _asked_manifest}
     for depth in reversed(range(len(chain))):
-        for read in readers.values():
+        for name, read in readers.items():
+            if format == "auto" and name == "folders":
+                _refuse_unread_tables(chain[depth], columns)
             source = read(chain[depth], columns, scratch)
             if source is not None:
                 return _Whole(source, chain[: depth + 1])
     raise WinnowError(_nothing(path, format))
+
+
+def _refuse_unread_tables(tree: Tree, columns: Columns) -> None:
+    """Class folders beside a table that no reader took are not read: its labels may be the true ones.
+
+    Else the folders that somebody sorted files into, `images_1` and `images_2`, would become classes.
+    """
+    tables = _tables(tree)
+    if tables and tree.folders():
+        _manifest_or_ask(tree, tables[0], columns)
+    elif columns.path != AUTO and tree.folders():
+        raise WinnowError(
+            f"ingest.columns.path = {columns.path!r}, but ingest.source {tree.shown} has no table at its "
+            f"top: put it there, {_MEND}"
+        )
+
+
+def _manifest_or_ask(tree: Tree, name: str, columns: Columns) -> Source:
+    """A manifest; one that cannot be read may be no manifest at all, where there are folders beside it."""
+    try:
+        return manifest.Manifest(tree, name, columns)
+    except WinnowError as error:
+        if not tree.folders():
+            raise
+        raise WinnowError(f"{error}; {_MEND}") from error
+
+
+def _tables(tree: Tree) -> list[str]:
+    return [name for name in tree.files() if name.lower().endswith(_TABLES)]
 
 
 class _Whole:
@@ -114,9 +156,7 @@ def _chain(tree: Tree) -> list[Tree]:
 def _recognised(tree: Tree) -> bool:
     """Whether there is more than images at the top."""
     names = [name.lower() for name in tree.files()]
-    return any(
-        name.endswith((".csv", ".tsv", ".parquet", ".npz", ".npy")) or "-ubyte" in name for name in names
-    )
+    return any(name.endswith((*_TABLES, ".npz", ".npy")) or "-ubyte" in name for name in names)
 
 
 def _open_file(path: Path, scratch: Path, format: Format, columns: Columns) -> Source:
@@ -161,6 +201,13 @@ def _huggingface(tree: Tree, columns: Columns, scratch: Path) -> Source | None:
 
 def _manifest(tree: Tree, columns: Columns, scratch: Path) -> Source | None:
     name = manifest.find(tree, columns)
+    return _manifest_or_ask(tree, name, columns) if name else None
+
+
+def _asked_manifest(tree: Tree, columns: Columns, scratch: Path) -> Source | None:
+    """Where there is one table, it is the manifest, or says itself what it lacks."""
+    tables = _tables(tree)
+    name = tables[0] if len(tables) == 1 else manifest.find(tree, columns)
     return manifest.Manifest(tree, name, columns) if name else None
 
 

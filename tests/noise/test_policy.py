@@ -1,10 +1,18 @@
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from stages.dataset import CONFLICT_COLUMNS, LEDGER_COLUMNS
-from stages.noise.policy import Policy, build_ledger, changes_by_class, count_unlabeled
+from stages.noise.policy import (
+    Policy,
+    build_ledger,
+    changes_by_class,
+    count_unlabeled,
+    frozen_splits,
+    suggest_claimed,
+)
 
 POLICY = Policy("relabel", 0.8, "keep", "keep", 0.5, 0)
 NO_REVIEWS = pd.DataFrame(columns=["sample_id", "decision", "label", "reviewer", "decided_at", "note"])
@@ -93,7 +101,7 @@ def test_reviewers_outrank_policies_in_every_split(samples, issues):
          review("f" * 16, "drop")]
     )  # fmt: skip
     ledger, unknown = build_ledger(samples, issues, POLICY, reviews)
-    assert unknown == 1
+    assert unknown == ["f" * 16]
     assert ledger.loc[0, ["label", "action", "weight", "decided_by"]].tolist() == [
         "a",
         "keep",
@@ -121,6 +129,12 @@ def test_relabels_are_taken_back_too_where_a_class_would_end_with_fewer(samples,
     assert ledger.loc[:2, "action"].tolist() == ["relabel", "keep", "keep"]
 
 
+def claimed(*disputes, split: str | None = None) -> pd.DataFrame:
+    """Conflicts of some samples, each with the labels that it stands under; `split`, frozen, for all."""
+    rows = [(name, label, f"{label}/{name}.png", split) for name, labels in disputes for label in labels]
+    return pd.DataFrame(rows, columns=CONFLICT_COLUMNS)
+
+
 @pytest.fixture
 def unlabelled(samples, issues):
     """Samples 2 and 3 without a label; 2 stood under b and a, and so did 7, of the test split."""
@@ -128,8 +142,7 @@ def unlabelled(samples, issues):
         table.loc[2:3, "split"] = "unlabeled"
         table.loc[2:3, column] = None
     issues.loc[2:3, "label_score"] = float("nan")
-    rows = [(IDS[2], "b", "b/2.png"), (IDS[2], "a", "a/2.png"), (IDS[7], "b", "b/7"), (IDS[7], "a", "a/7")]
-    return pd.DataFrame(rows, columns=CONFLICT_COLUMNS)
+    return claimed((IDS[2], "ba"), (IDS[7], "ba"))
 
 
 def test_unlabelled_samples_stay_unlabelled_with_the_reason(samples, issues, unlabelled):
@@ -176,11 +189,73 @@ def test_a_reviewer_moves_nothing_out_of_test(samples, issues, unlabelled):
 
 
 def test_a_reason_names_a_few_of_many_conflicting_labels(samples, issues):
-    rows = [(IDS[6], f"class {number}", str(number)) for number in range(12)]
-    conflicts = pd.DataFrame(rows, columns=CONFLICT_COLUMNS)
+    conflicts = claimed((IDS[6], [f"class {number}" for number in range(12)]))
     ledger, _ = build_ledger(samples, issues, POLICY, NO_REVIEWS, conflicts)
     assert ledger.loc[6, "reason"].endswith("class 10, class 11, class 2 and 7 more; for review")
 
 
 def test_without_unlabelled_samples_there_is_nothing_to_count(samples, issues):
     assert count_unlabeled(samples, decided(samples, issues)) == {}
+
+
+@pytest.mark.parametrize(
+    ("frozen", "split"),
+    [("train", "train"), ("val", "val"), ("test", "test"), ("unlabeled", "train"), (None, "train")],
+)
+def test_a_disputed_sample_returns_to_the_split_it_was_frozen_in(samples, issues, unlabelled, frozen, split):
+    conflicts = claimed((IDS[2], "ba"), split=frozen)
+    reviews = pd.DataFrame([review(IDS[2], "relabel", "a"), review(IDS[3], "relabel", "b")])
+    ledger, _ = build_ledger(samples, issues, POLICY, reviews, conflicts)
+    assert ledger.loc[2:3, "split"].tolist() == [split, "train"]
+    assert ledger.loc[2, ["label", "action", "decided_by"]].tolist() == ["a", "relabel", "reviewer"]
+    assert count_unlabeled(samples, ledger) == {"unlabeled": 2, "labelled": 2, "dropped": 0}
+
+
+@pytest.mark.parametrize("decision", ["keep", "drop"])
+def test_only_a_label_brings_a_disputed_sample_back(samples, issues, unlabelled, decision):
+    conflicts = claimed((IDS[2], "ba"), split="test")
+    reviews = pd.DataFrame([review(IDS[2], decision)])
+    assert build_ledger(samples, issues, POLICY, reviews, conflicts)[0].loc[2, "split"] == "unlabeled"
+    assert build_ledger(samples, issues, POLICY, NO_REVIEWS, conflicts)[0].loc[2, "split"] == "unlabeled"
+
+
+def test_conflicts_of_an_older_base_name_no_frozen_split(samples, issues, unlabelled):
+    older = unlabelled.drop(columns="split")
+    assert frozen_splits(older) == frozen_splits(unlabelled) == frozen_splits(None) == {}
+    reviews = pd.DataFrame([review(IDS[2], "relabel", "a")])
+    assert build_ledger(samples, issues, POLICY, reviews, older)[0].loc[2, "split"] == "train"
+
+
+PROBS = np.tile(np.array([0.1, 0.2, 0.7], np.float32), (8, 1))  # c is what the models would have
+
+
+def test_a_conflict_is_suggested_the_likeliest_of_the_claimed_labels(issues, unlabelled):
+    before = issues.copy()
+    suggested = suggest_claimed(issues, unlabelled, PROBS, list("abc"))
+    assert suggested.loc[2, "suggested_label"] == "b"
+    assert suggested.loc[2, "suggested_score"] == pytest.approx(0.2)
+    assert suggested.loc[7, "suggested_label"] == "a"  # b is what it is labelled
+    assert suggested.loc[7, "suggested_score"] == pytest.approx(0.1)
+    others = [0, 1, 3, 4, 5, 6]
+    pd.testing.assert_frame_equal(suggested.loc[others], before.loc[others])
+    pd.testing.assert_frame_equal(issues, before)
+
+
+def test_equally_likely_claims_are_suggested_in_the_order_of_the_classes(issues):
+    probs = np.full((8, 3), 1 / 3, np.float32)
+    assert (
+        suggest_claimed(issues, claimed((IDS[0], "cb")), probs, list("abc")).loc[0, "suggested_label"] == "b"
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "probs"), [("bc", None), (["zebra"], PROBS), (["a"], PROBS)], ids=["blind", "unknown", "given"]
+)
+def test_without_probabilities_or_another_claimed_class_nothing_is_suggested(issues, labels, probs):
+    row = suggest_claimed(issues, claimed((IDS[0], labels)), probs, list("abc")).loc[0]
+    assert row[["suggested_label", "suggested_score"]].isna().all()
+
+
+def test_claims_of_samples_that_are_not_there_suggest_nothing(issues):
+    for conflicts in (claimed(("f" * 16, "ab")), claimed(), None):
+        pd.testing.assert_frame_equal(suggest_claimed(issues, conflicts, PROBS, list("abc")), issues)

@@ -16,9 +16,9 @@ import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
 
-from stages.dataset import Dataset, new_folder, write_dataset, write_table
+from stages.dataset import CONFLICT_COLUMNS, Dataset, new_folder, write_dataset, write_table
 from stages.errors import WinnowError
-from stages.review.__main__ import listen, main, reviewer_name
+from stages.review.__main__ import listen, main, open_log, read_evidence, reviewer_name
 from stages.review.app import create_app
 from stages.review.decisions import ReviewLog
 from stages.review.reviews import COLUMNS, read_reviews
@@ -50,11 +50,14 @@ class Page:
 @pytest.fixture
 def open_page(tmp_path, issues, embeddings):
     def opened(
-        base: Dataset, ledger: pd.DataFrame | None = None, conflicts: pd.DataFrame | None = None
+        base: Dataset,
+        ledger: pd.DataFrame | None = None,
+        conflicts: pd.DataFrame | None = None,
+        pred_probs: np.ndarray | None = None,
     ) -> Page:
         path = tmp_path / "reviews.csv"
         path.write_text(HEADER)
-        evidence = Evidence(base, issues, embeddings, ledger, conflicts)
+        evidence = Evidence(base, issues, embeddings, ledger, conflicts, pred_probs)
         log = ReviewLog(path, tmp_path / "reviews.lock", base.classes, "ada")
         return Page(TestClient(create_app(evidence, log, TOKEN), base_url=BASE), path, evidence)
 
@@ -162,6 +165,63 @@ def test_a_conflict_is_settled_with_one_of_the_claimed_labels(open_page, partly_
     assert "All are decided" in page.browser.get(answer.headers["location"]).text
 
 
+def buttons(text: str) -> dict[str, tuple[bool, str]]:
+    """The decisions that a page offers: whether it is a main button, and its key."""
+    found = re.findall(
+        r'<button( class="main")?(?: class="danger")? name="decision" value="([^"]+)"([^>]*)', text
+    )
+    return {value: (bool(main), "".join(re.findall(r'data-key="(.)"', rest))) for main, value, rest in found}
+
+
+def test_the_main_button_of_a_conflict_is_a_claimed_label(open_page, partly_labelled, pile, conflicts):
+    """The models would have b: nobody claimed it."""
+    probs = np.tile(np.array([0.1, 0.6, 0.3], np.float32), (len(pile), 1))
+    page = open_page(partly_labelled, None, conflicts, probs)
+    text = page.browser.get("/?kind=conflict").text
+    offered = buttons(text)
+    assert offered["accept"] == (True, "s")
+    assert [value for value, (main, _) in offered.items() if main] == ["accept"]
+    assert "Relabel as c" in text
+    assert "Relabel as b" not in text
+    page.post(shown(text), "accept")
+    assert page.rows() == [[pile["sample_id"][0], "relabel", "c"]]
+
+
+def test_without_probabilities_the_claimed_labels_are_the_main_buttons(
+    open_page, partly_labelled, pile, conflicts
+):
+    page = open_page(partly_labelled, None, conflicts)
+    text = page.browser.get("/?kind=conflict").text
+    offered = buttons(text)
+    assert "accept" not in offered
+    main = {value: key for value, (main, key) in offered.items() if main}
+    assert main == {"claim:a": "1", "claim:c": "2"}
+    assert page.post(shown(text), "accept").status_code == 422
+    assert page.rows() == []
+
+
+@pytest.mark.parametrize(
+    ("frozen", "where"),
+    [
+        (None, "moves to the training split"),
+        ("test", "returns to the test split"),
+        ("val", "returns to the validation split"),
+    ],
+)
+def test_the_page_says_what_becomes_of_a_sample_without_a_label(
+    open_page, partly_labelled, pile, conflicts, frozen, where
+):
+    conflicts["split"] = frozen
+    columns = ["sample_id", "action", "label", "reason", "decided_by"]
+    row = [pile["sample_id"][0], "keep", None, "conflicting_labels: a, c; for review", "policy"]
+    page = open_page(partly_labelled, pd.DataFrame([row], columns=columns), conflicts)
+    text = page.browser.get("/?kind=conflict").text
+    assert "<b>stays without a label</b>, and no model is trained on it" in text
+    assert where in text
+    assert "conflicting_labels" not in text
+    assert "<b>keep</b>" not in text
+
+
 @pytest.mark.parametrize("label", ["b", "", "zebra", HOSTILE])
 def test_a_label_that_nobody_claimed_is_no_claim(open_page, partly_labelled, pile, conflicts, label):
     page = open_page(partly_labelled, None, conflicts)
@@ -187,7 +247,7 @@ def test_a_claimed_label_that_is_no_class_is_shown_but_cannot_be_chosen(
 
 def test_a_conflict_of_very_many_labels_shows_some(open_page, partly_labelled, pile, conflicts):
     sample_id = pile["sample_id"][0]
-    rows = [(sample_id, f"label {number:03}", f"{number}.png") for number in range(500)]
+    rows = [(sample_id, f"label {number:03}", f"{number}.png", None) for number in range(500)]
     page = open_page(partly_labelled, None, pd.DataFrame(rows, columns=conflicts.columns))
     text = page.browser.get("/?kind=conflict").text
     assert text.count("Claimed <b>") == 20
@@ -368,6 +428,22 @@ def data(workspace, tiny_dataset, issues, embeddings) -> Path:
         write_table(folder / "issues.parquet", issues)
         np.save(folder / "embeddings.npy", embeddings)
     return workspace
+
+
+def test_the_command_knows_the_decisions_on_copies_and_the_probabilities(data, issues):
+    name = issues["sample_id"][80]
+    (data / "data/reviews.csv").write_text(HEADER + f"{'0' * 16},drop,,r,2026-01-01,\n")
+    np.save(
+        data / "data/noise/pred_probs.npy", np.tile(np.array([[0.1, 0.6, 0.3]], np.float32), (len(issues), 1))
+    )
+    rows = [(name, label, f"{label}.png", "test") for label in "ac"]
+    write_table(data / "data/ingested/conflicts.parquet", pd.DataFrame(rows, columns=CONFLICT_COLUMNS))
+    with new_folder(data / "reports/ingest") as folder:
+        copies = pd.DataFrame({"sample_id": ["0" * 16], "kept_id": [name]})
+        write_table(folder / "duplicates.parquet", copies)
+    evidence = read_evidence()
+    assert evidence.sample(name).suggested == "c"  # it is labelled a, and b is likelier
+    assert open_log(evidence, "ada").latest()[name].decision == "drop"
 
 
 def fails(capsys, *arguments: str) -> str:

@@ -3,13 +3,15 @@ import multiprocessing
 import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from stages.errors import WinnowError
 from stages.review.decisions import NOTE_LENGTH, ReviewLog
-from stages.review.reviews import COLUMNS, read_reviews
+from stages.review.reviews import COLUMNS, follow_copies, read_reviews
 
 HEADER = ",".join(COLUMNS) + "\n"
 CLASSES = ["cat", "dog", "a,b", "<i>", '"quoted"', "two\nlines"]
@@ -129,6 +131,20 @@ def test_changes_by_others_are_seen(path):
     assert log.latest() == {}
     log_of(path, "bob").append(ID, "drop")
     assert log.latest()[ID].reviewer == "bob"
+
+
+def test_decisions_are_matched_to_samples_as_they_are_followed(path):
+    path.write_text(HEADER + OLD)
+    here = pd.Series([ID])
+    copies = pd.DataFrame({"sample_id": [OLD[:16]], "kept_id": [ID]})
+    follow = partial(follow_copies, sample_ids=here, duplicates=copies)
+    log = ReviewLog(path, path.with_name("lock"), CLASSES, "ada", follow)
+    assert {name: review.label for name, review in log.latest().items()} == {ID: "cat"}
+    log.append(ID, "drop")
+    assert log.latest()[ID].decision == "drop"
+    log.undo()
+    assert log.latest()[ID].decision == "relabel"
+    assert path.read_text() == HEADER + OLD
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links and modes are POSIX's")

@@ -1,9 +1,10 @@
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from stages.errors import WinnowError
-from stages.review.reviews import COLUMNS, read_reviews
+from stages.review.reviews import COLUMNS, follow_copies, read_duplicates, read_reviews
 
 HEADER = ",".join(COLUMNS) + "\n"
 GOOD = "00000000000000aa,relabel,cat,r,2026-01-02T10:00:00+00:00,a note\n"
@@ -63,3 +64,69 @@ def test_a_missing_file_and_foreign_bytes_are_named(tmp_path):
         read_reviews(tmp_path / "gone.csv", ["cat"])
     with pytest.raises(WinnowError, match="not UTF-8"):
         read(tmp_path, HEADER + GOOD.replace("a note", "café"), "latin-1")
+
+
+A, B, C, D = ("aa" * 8, "bb" * 8, "cc" * 8, "dd" * 8)
+
+
+def decided(*rows: tuple[str, str, str]) -> pd.DataFrame:
+    """Reviews of ids, with their decisions and times."""
+    return pd.DataFrame([(name, what, "", "r", when, "") for name, what, when in rows], columns=COLUMNS)
+
+
+def followed(reviews: pd.DataFrame, there: list[str], **copies: str) -> dict[str, str]:
+    """Decisions by sample, where each of `copies` gave way to what it is set to."""
+    names = {"a": A, "b": B, "c": C, "d": D}
+    duplicates = pd.DataFrame(
+        [(names[copy], names[kept]) for copy, kept in copies.items()], columns=["sample_id", "kept_id"]
+    )
+    table = follow_copies(reviews, pd.Series(there, dtype="str"), duplicates)
+    assert list(table.columns) == COLUMNS
+    assert table["sample_id"].is_unique
+    return dict(zip(table["sample_id"], table["decision"], strict=True))
+
+
+def test_a_decision_on_a_copy_counts_for_the_image_that_is_kept():
+    reviews = decided((A, "drop", "2026-01-01"), (D, "keep", "2026-01-02"))
+    assert followed(reviews, [B, D], a="b") == {B: "drop", D: "keep"}
+
+
+@pytest.mark.parametrize(
+    ("times", "decision"),
+    [
+        (("2026-01-01", "2026-01-02"), "keep"),
+        (("2026-01-02", "2026-01-01"), "drop"),
+        (("2026-01-01T10:00:00+02:00", "2026-01-01T09:00:00+00:00"), "keep"),  # 8 o'clock in UTC
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_decisions_on_several_copies_the_latest_holds(times, decision, turned):
+    rows = [(A, "drop", times[0]), (B, "keep", times[1])]
+    reviews = decided(*(reversed(rows) if turned else rows))
+    assert followed(reviews, [B], a="b") == {B: decision}
+    assert followed(reviews, [C], a="c", b="c") == {C: decision}
+
+
+def test_a_decision_stays_with_its_sample_where_that_is_in_the_data():
+    """Equal bytes in two files are copies of one id."""
+    reviews = decided((A, "drop", "2026-01-01"), (B, "keep", "2026-01-02"))
+    assert followed(reviews, [A, B], a="a", c="b") == {A: "drop", B: "keep"}
+    assert followed(reviews, [A, B], a="b") == {A: "drop", B: "keep"}
+
+
+def test_a_decision_stays_unknown_where_what_was_kept_is_gone_too():
+    assert followed(decided((A, "drop", "2026-01-01")), [C], a="b") == {A: "drop"}
+
+
+def test_without_copies_or_decisions_nothing_moves():
+    reviews = decided((A, "drop", "2026-01-01"))
+    assert followed(reviews, [B]) == followed(reviews, [B], c="b") == {A: "drop"}
+    assert followed(decided(), [B], a="b") == {}
+
+
+def test_duplicates_are_read_where_ingest_left_them(tmp_path):
+    none = read_duplicates(tmp_path)
+    assert (len(none), list(none.columns)) == (0, ["sample_id", "kept_id"])
+    table = pd.DataFrame({"sample_id": [A], "source": ["x.png"], "kept_id": [B]})
+    table.to_parquet(tmp_path / "duplicates.parquet")
+    assert read_duplicates(tmp_path).to_numpy().tolist() == [[A, B]]

@@ -72,13 +72,36 @@ def test_a_conflict_carries_who_claims_what(partly_labelled, pile, embeddings, c
     assert evidence.sample(pile["sample_id"][1]).claims == ()
 
 
+def test_a_conflict_is_suggested_a_claimed_label_or_none(partly_labelled, pile, embeddings, conflicts):
+    """The models would have b at first; a and c are claimed."""
+    probs = np.tile(np.array([0.1, 0.6, 0.3], np.float32), (len(pile), 1))
+    name, other = pile["sample_id"][[0, 1]]
+    evidence = Evidence(partly_labelled, pile, embeddings, None, conflicts, probs)
+    sample = evidence.sample(name)
+    assert (sample.suggested, sample.suggested_score) == ("c", pytest.approx(0.3))
+    assert evidence.queue("conflict", given="c") == (name,)
+    assert evidence.sample(other).suggested == "a"  # no conflict: as detect_noise had it
+    blind = Evidence(partly_labelled, pile, embeddings, None, conflicts).sample(name)
+    assert (blind.suggested, blind.suggested_score) == (None, None)
+
+
+def test_a_label_brings_a_sample_to_training_or_back(partly_labelled, pile, embeddings, conflicts):
+    conflicts["split"] = "test"
+    evidence = Evidence(partly_labelled, pile, embeddings, None, conflicts)
+    assert [evidence.sample(name).label_brings_to for name in pile["sample_id"][[0, 1, 4]]] == [
+        "test",
+        "train",
+        "",
+    ]
+
+
 def test_conflicts_of_samples_that_are_not_there_are_left_out(tiny_dataset, issues, embeddings):
-    gone = pd.DataFrame([("f" * 16, "a", "x.png")], columns=CONFLICT_COLUMNS)
+    gone = pd.DataFrame([("f" * 16, "a", "x.png", None)], columns=CONFLICT_COLUMNS)
     assert Evidence(tiny_dataset, issues, embeddings, None, gone).queue("conflict") == ()
 
 
 def test_a_labelled_test_image_can_be_in_conflict(tiny_dataset, issues, embeddings):
-    rows = [(issues["sample_id"][95], label, f"{label}.png") for label in "cb"]
+    rows = [(issues["sample_id"][95], label, f"{label}.png", None) for label in "cb"]
     claimed = pd.DataFrame(rows, columns=CONFLICT_COLUMNS)
     evidence = Evidence(tiny_dataset, issues, embeddings, None, claimed)
     assert evidence.queue("conflict", split="test") == ids(issues, [95])
@@ -122,6 +145,8 @@ def test_issues_of_other_data_are_refused(tiny_dataset, issues, embeddings):
         Evidence(tiny_dataset, issues[:-1], embeddings)
     with pytest.raises(WinnowError, match=message):
         Evidence(tiny_dataset, issues, embeddings[:-1])
+    with pytest.raises(WinnowError, match=message):
+        Evidence(tiny_dataset, issues, embeddings, pred_probs=np.zeros((len(issues), 2), np.float32))
     issues.loc[3, "sample_id"] = pixel_id(np.zeros((1, 1, 1), np.uint8))
     with pytest.raises(WinnowError, match=message):
         Evidence(tiny_dataset, issues, embeddings)

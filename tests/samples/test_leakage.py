@@ -122,10 +122,27 @@ def test_what_the_source_calls_training_does_not_join_its_test_split() -> None:
     ]
     assert result.leaking_pairs == 1
     result = settled(["test", None, None, None], ties, trains=[2], brought=["train", "test"])
-    assert names(result) == ["test", "test", "out", None]
-    assert refusals(result) == [(2, "leakage", [(0, "test")], "connected")]
+    assert names(result) == ["test", "out", None, None]
+    assert refusals(result) == [(1, "leakage", [(0, "test")], "near")]
     kept = settled(["test", None, None, None], ties, trains=[2], brought=["train", "test"], leaked="keep")
     assert names(kept) == ["test", "test", "train", None]
+
+
+def test_nothing_is_added_to_a_split_that_the_source_brings() -> None:
+    ties = ties_of(3, [(0, 1), (1, 2)])
+    result = settled(["test", None, None], ties, brought=["test"])
+    assert names(result) == ["test", "out", None]
+    assert names(settled(["test", None, None], ties, old=[0])) == ["test", "test", "test"]
+
+
+def test_freezing_what_came_out_changes_nothing() -> None:
+    """A chain that leaks is left out whether its stronger end is brought or frozen."""
+    ties = ties_of(4, [(0, 1)], [[1, 2]])
+    splits, brought = ["test", "train", "train", "train"], ["train", "val", "test"]
+    first = names(settled(splits, ties, brought=brought))
+    assert first == ["test", "out", "out", "train"]
+    frozen = [row for row, name in enumerate(first) if name != "out"]
+    assert names(settled(splits, ties, old=frozen, brought=brought)) == first
 
 
 def test_where_leaks_are_kept_training_images_still_follow_the_others() -> None:
@@ -162,7 +179,7 @@ def test_what_became_of_each_near_duplicate() -> None:
     pairs = pairs_of(*found, similarity=[0.9, 0.95, 0.9, 0.8, 0.9])
     ties = tie(9, pairs, np.zeros(0, np.int64), np.zeros(0, np.uint64))
     splits = ["test", None, None, "train", "test", None, "train", "train", None]
-    result = settled(splits, ties, brought=["val", "test"])
+    result = settled(splits, ties, old=[0], brought=["val"])
     near = near_duplicates(result, ties, pairs)
     assert near.image.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
     assert near.number.tolist() == [0, 0, 0, 1, 1, 0, 2, 2]

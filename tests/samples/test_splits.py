@@ -43,10 +43,15 @@ def test_training_stays_open_where_validation_or_test_is_missing() -> None:
 
 
 def test_a_complete_split_of_the_source_outranks_the_frozen_one() -> None:
-    there = known([Row(1, split="train"), Row(2, split="val"), Row(3, split="test")], {1: "test", 2: "val"})
-    assert names(there.split) == ["train", "val", "test"]
+    there = known([Row(1, split="test"), Row(2, split="val"), Row(3, split="train")], {1: "train", 2: "val"})
+    assert names(there.split) == ["test", "val", "train"]
     assert (there.used, there.overruled, there.absent) == (0, 1, 0)
     assert not there.trains.any()
+
+
+def test_what_is_frozen_for_testing_is_not_trained_on_when_the_source_comes_to_bring_a_test_split() -> None:
+    rows = [Row(1, split="train"), Row(2, split="train"), Row(3, split="val"), Row(4, split="test")]
+    assert names(known(rows, {1: "test", 2: "train"}).split) == ["test", "train", "val", "test"]
 
 
 def test_frozen_rows_decide_what_the_source_leaves_open() -> None:

@@ -133,8 +133,8 @@ def test_missing_labels_and_labels_out_of_range(tmp_path: Path) -> None:
     )
     assert [row[:3] for row in rows(source)] == [
         ("test.parquet#0", "dog", "test"),
-        ("test.parquet#1", None, None),
-        ("test.parquet#2", None, None),
+        ("test.parquet#1", None, "test"),
+        ("test.parquet#2", None, "test"),
         ("test.parquet#5", "cat", "test"),
     ]
     assert refused(source) == [("test.parquet#3", "bad_label"), ("test.parquet#4", "bad_label")]

@@ -164,10 +164,10 @@ def test_a_broken_end_is_no_utf_8(tmp_path: Path, cut: bytes) -> None:
         manifest(tmp_path, b"path,label\n1.png," + cut)
 
 
-def test_unlabeled_rows_are_in_no_split(tmp_path: Path) -> None:
+def test_the_split_unlabeled_takes_the_label_away(tmp_path: Path) -> None:
     text = "path,label,split\n1.png,,test\n2.png,cat,Unlabeled\n3.png,cat,\n4.png,cat, \n"
     assert [row[:3] for row in rows(manifest(tmp_path, text))] == [
-        ("1.png", None, None),
+        ("1.png", None, "test"),
         ("2.png", None, None),
         ("3.png", "cat", None),
         ("4.png", "cat", None),
@@ -359,7 +359,7 @@ def test_every_column_of_a_parquet_file_is_read(tmp_path: Path) -> None:
     )
     assert rows(source) == [
         ("1.png", "cat", "train", "7", 0.5),
-        ("2.png", None, None, None, 1.0),
+        ("2.png", None, "test", None, 1.0),
         ("3.png", "dog", None, "8", 2.0),
     ]
     assert source.count == 3

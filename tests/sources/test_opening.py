@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from stages.errors import WinnowError
-from stages.sources.base import Source
+from stages.sources.base import Columns, Source
 from stages.sources.opening import open_source
 
 
@@ -72,11 +72,43 @@ def test_a_manifest_is_more_telling_than_the_folders_beside_it(mine: Path) -> No
     assert list(opened(mine, format="folders").classes) == ["a", "b"]
 
 
-def test_a_table_without_paths_is_no_manifest(mine: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "image_id,diagnosis\n1,x\n",
+            "no column for the path: name one of its columns (image_id, diagnosis)",
+        ),
+        ("file,comment\na/1.png,nice\n", "no column for the label"),
+    ],
+)
+def test_class_folders_beside_a_table_that_is_not_understood(mine: Path, text: str, said: str) -> None:
+    put(mine / "images_1/1.png")
+    put(mine / "images_2/2.png")
+    (mine / "table.csv").write_text(text)
+    for format in ("auto", "manifest"):
+        with pytest.raises(WinnowError) as caught:
+            opened(mine, format=format)
+        assert said in str(caught.value)
+    with pytest.raises(WinnowError, match=r"set ingest\.format: folders"):
+        opened(mine)
+    assert opened(mine, format="folders").kind.startswith("class folders")
+
+
+def test_a_column_that_is_asked_for_has_to_be_in_some_table(mine: Path) -> None:
     put(mine / "a/1.png")
     put(mine / "b/2.png")
-    (mine / "notes.csv").write_text("who,what\nme,that\n")
-    assert opened(mine).kind.startswith("class folders")
+    with pytest.raises(WinnowError, match=r"ingest\.columns\.path = 'phto', but .* has no table"):
+        opened(mine, columns=Columns(path="phto"))
+    (mine / "labels.csv").write_text("photo,label\na/1.png,x\n")
+    with pytest.raises(WinnowError, match="phto") as caught:
+        opened(mine, columns=Columns(path="phto"))
+    assert "photo" in str(caught.value)
+
+
+def test_an_address_is_for_dvc_to_bring(tmp_path: Path) -> None:
+    with pytest.raises(WinnowError, match="dvc import-url"):
+        open_source(Path("s3://bucket/photos"), tmp_path)
 
 
 def test_a_manifest_inside_the_wrapping(mine: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from stages.ids import Split
 from stages.sources.arrayfiles.stored import ArrayPayload, Stored
-from stages.sources.base import BLOCK, Block, Quarantined, UnusableError
+from stages.sources.base import BLOCK, LARGEST_WEIGHT, Block, Quarantined, UnusableError
 from stages.sources.names import class_name, label_problem, split_of
 
 _MANY = 2**16  # labels that are looked at together
@@ -101,9 +100,7 @@ def _block(part: Part, rows: range, classes: Sequence[str] | None) -> Block:
         weights = _weights(part.weights.read(rows.start, rows.stop), refused)
     for at, split in enumerate(splits):
         if split == "unlabeled":
-            labels[at] = None
-        if labels[at] is None:
-            splits[at] = None
+            labels[at] = splits[at] = None
     names = [f"{part.name}#{row}" for row in rows]
     kept = [at for at in range(count) if at not in refused]
     return Block(
@@ -165,8 +162,9 @@ def _groups(texts: list[str | None], refused: dict[int, UnusableError]) -> list[
 def _weights(values: NDArray[Any], refused: dict[int, UnusableError]) -> list[float]:
     weights: list[float] = values.astype(np.float64).tolist()
     for at, weight in enumerate(weights):
-        if not 0 <= weight < math.inf:
-            refused.setdefault(at, UnusableError("bad_row", f"the weight {weight} is no number from 0 on"))
+        if not 0 <= weight <= LARGEST_WEIGHT:
+            said = f"the weight {weight} is no number from 0 to {LARGEST_WEIGHT:,}"
+            refused.setdefault(at, UnusableError("bad_row", said))
     return weights
 
 

@@ -12,13 +12,20 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from stages.ids import Split
-from stages.sources.base import BLOCK, Block, Payload, Quarantined, UnusableError, only_refused
+from stages.sources.base import (
+    BLOCK,
+    LARGEST_WEIGHT,
+    Block,
+    Payload,
+    Quarantined,
+    UnusableError,
+    only_refused,
+)
 from stages.sources.names import class_name, label_problem, name_problem, printable, split_of
 
 _LONGEST_PATH = 4096  # characters; PATH_MAX of Linux
 _LONGEST_CELL = 1000  # characters of a label or a split: longer ones are not held in caches
 _LONGEST_SHOWN = 300  # characters of a refused path
-_LARGEST_WEIGHT = 3e38  # float32 holds it
 _DRIVE = re.compile(r"[A-Za-z]:")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # Most paths by far: nothing to normalise. No part starts with a full stop.
@@ -94,10 +101,10 @@ def split(cell: str | None) -> Split | None:
 
 
 def label_and_split(label_cell: str | None, split_cell: str | None) -> tuple[str | None, Split | None]:
-    """Both, or neither where one of them says that there is no label.
+    """Both, or neither where the split says `unlabeled`.
 
-    An item without a label is in no split: public test sets often come with their labels taken away,
-    and such a set tests nothing.
+    An item without a label keeps its split here: public test sets often come with their labels taken
+    away, and whoever deals the splits has to say that such a set tests nothing.
 
     Raises
     ------
@@ -105,7 +112,7 @@ def label_and_split(label_cell: str | None, split_cell: str | None) -> tuple[str
         As `label` and `split`.
     """
     name, where = label(label_cell), split(split_cell)
-    return (None, None) if name is None or where == "unlabeled" else (name, where)
+    return (None, None) if where == "unlabeled" else (name, where)
 
 
 def group(cell: str | None) -> str | None:
@@ -129,7 +136,7 @@ def weight(cell: str | float | None) -> float:
     Raises
     ------
     UnusableError
-        `bad_row` where it is no finite number, or below 0.
+        `bad_row` where it is no number from 0 to `LARGEST_WEIGHT`.
     """
     if cell is None or cell == "":
         return 1.0
@@ -137,8 +144,10 @@ def weight(cell: str | float | None) -> float:
         number = float(cell)
     except ValueError:
         number = -1.0
-    if not 0 <= number <= _LARGEST_WEIGHT:
-        raise UnusableError("bad_row", f"the weight {_short(str(cell))!r} is no number from 0")
+    if not 0 <= number <= LARGEST_WEIGHT:
+        raise UnusableError(
+            "bad_row", f"the weight {_short(str(cell))!r} is no number from 0 to {LARGEST_WEIGHT:,}"
+        )
     return number
 
 

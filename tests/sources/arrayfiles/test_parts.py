@@ -86,8 +86,10 @@ def test_splits_of_rows(disk: Disk) -> None:
     assert "'other'" in block.refused[0].detail
 
 
-def test_without_a_label_there_is_no_split(disk: Disk) -> None:
-    assert disk.block(2, labels=[0, -1], splits=["test", "test"]).splits == ["test", None]
+def test_without_a_label_the_split_stays_but_for_unlabeled(disk: Disk) -> None:
+    block = disk.block(3, labels=[0, -1, 0], splits=["test", "test", "unlabeled"])
+    assert block.splits == ["test", "test", None]
+    assert block.labels[1:] == [None, None]
 
 
 def test_groups(disk: Disk) -> None:
