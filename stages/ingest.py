@@ -11,8 +11,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -42,12 +41,12 @@ from stages.reading.found import SPLIT_CODE
 from stages.reading.scan import Scan, Shape, scan, start_pool
 from stages.runtime import clean_exit, only_writer, require_root, stage
 from stages.samples.assemble import Samples, assemble, refuse_too_many
-from stages.samples.near import Pairs, near_pairs
 from stages.samples.resolve import Resolved, resolve
 from stages.samples.simulate import plant
 from stages.samples.splits import read_frozen, write_frozen
+from stages.samples.summary import counts_of_all, native_sizes, pair_finder, quarantine_table, summarise
 from stages.samples.writing import write_images, write_samples
-from stages.sources.base import Columns, Quarantined, Source
+from stages.sources.base import Columns, Source
 from stages.sources.catalogue import refuse_planting
 from stages.sources.files.archives import is_archive
 from stages.sources.opening import open_source
@@ -163,7 +162,7 @@ def settle(source: Source, scanned: Scan, choices: Ingest, simulate: Simulate) -
     resolved = resolve(
         scanned.found,
         read_frozen(FROZEN_SPLITS),
-        _pair_finder(scanned, choices.near_duplicates),
+        pair_finder(scanned, choices.near_duplicates),
         val_share=choices.val_share,
         test_share=choices.test_share,
         leaked=choices.leaked,
@@ -176,65 +175,15 @@ def settle(source: Source, scanned: Scan, choices: Ingest, simulate: Simulate) -
         samples=samples,
         truth=truth,
         resolved=resolved,
-        quarantine=_quarantine_table(refused),
+        quarantine=quarantine_table(refused),
         summary={
             "source": choices.source,
             "kind": source.kind,
-            "files": files,
-            "images": len(samples),
-            "splits": {name: int((samples.split == code).sum()) for name, code in SPLIT_CODE.items()},
-            "classes": _counts(samples),
-            "splits_brought_by_source": sorted(resolved.brought),
-            **resolved.facts,
-            "quarantine": dict(sorted(Counter(row.reason for row in refused).items())),
-            "planted": _planted_counts(truth),
+            **summarise(samples, resolved, refused, files, truth),
         },
         notes=source.notes,
         warnings=[*resolved.warnings, *warnings],
     )
-
-
-def _pair_finder(scanned: Scan, similarity: float | None) -> Callable[[NDArray[np.int64]], Pairs] | None:
-    """Finds near-duplicates among rows of what was found; None where they are not looked for."""
-    if similarity is None:
-        return None
-    found = scanned.found
-
-    def find(rows: NDArray[np.int64]) -> Pairs:
-        def thumbnails(index: NDArray[np.int64]) -> NDArray[np.uint8]:
-            return scanned.thumbs.take(found.place[rows[index]])
-
-        return near_pairs(found.perceptual[rows], found.flat[rows], thumbnails, similarity)
-
-    return find
-
-
-def _counts(samples: Samples) -> dict[str, dict[str, int]]:
-    counts = samples.counts()
-    table = counts.pivot(index="class", columns="split", values="count")
-    return {
-        name: {split: int(table.at[name, split]) for split in ("train", "val", "test")}
-        for name in samples.classes
-    }
-
-
-def _planted_counts(truth: pd.DataFrame) -> dict[str, dict[str, int]] | None:
-    if truth.empty:
-        return None
-    wrong = ~truth["removed"] & (truth["true_label"] != truth["given_label"])
-    return {
-        split: {
-            "removed": int((truth["removed"] & (truth["split"] == split)).sum()),
-            "wrong_labels": int((wrong & (truth["split"] == split)).sum()),
-        }
-        for split in ("train", "val")
-    }
-
-
-def _quarantine_table(rows: Sequence[Quarantined]) -> pd.DataFrame:
-    ordered = sorted(rows, key=lambda row: (row.path, row.reason, row.detail))
-    columns = {name: [getattr(row, name) for row in ordered] for name in ("path", "reason", "detail")}
-    return pd.DataFrame(columns).astype("str")
 
 
 # --- reading and writing -----------------------------------------------------------------------
@@ -284,8 +233,8 @@ def _write_card(
         notes=ingested.notes,
         warnings=ingested.warnings,
         summary=ingested.summary,
-        counts=_counts_of_all(samples),
-        sizes=_sizes(samples),
+        counts=counts_of_all(samples),
+        sizes=native_sizes(samples),
         channels=channels,
         duplicates=ingested.resolved.duplicates,
         near_duplicates=ingested.resolved.near_duplicates,
@@ -313,20 +262,6 @@ def _pictures(
         raise KeyError(wanted[int(np.argmax(missing))])
     images = np.load(path, mmap_mode="r", allow_pickle=False)
     return np.asarray(images[rows])
-
-
-def _counts_of_all(samples: Samples) -> pd.DataFrame:
-    """The counts of each class and split, and a row of those without a label."""
-    unlabeled = int((samples.split == SPLIT_CODE["unlabeled"]).sum())
-    row = pd.DataFrame({"class": [None], "split": ["unlabeled"], "count": [unlabeled]})
-    return pd.concat([samples.counts(), row], ignore_index=True) if unlabeled else samples.counts()
-
-
-def _sizes(samples: Samples) -> pd.DataFrame:
-    found, at = samples.found, samples.position
-    sides = found.width[at].astype(np.int64) << 32 | found.height[at].astype(np.int64)
-    sizes, counts = np.unique(sides, return_counts=True)
-    return pd.DataFrame({"width": sizes >> 32, "height": sizes & 0xFFFFFFFF, "count": counts})
 
 
 def freeze_splits(
