@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from stages.ids import SPLITS, hex_ids
 from stages.reporting import card_sections as sections
 from stages.reporting import sheets
+from stages.reporting.pages import render_template
 
 THUMBNAIL = 72  # pixels a side that a picture takes in the page
 
@@ -138,20 +139,6 @@ def choose_examples(
 
 def render(card: Card) -> str:
     """The whole of `data_card.html`; the same card gives the same bytes."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "count": sections.count_text,
-        "percent": sections.percent_text,
-        "cut": sections.cut,
-    }
     context: dict[str, Any] = {
         "card": card,
         "thumbnail": THUMBNAIL,
@@ -167,7 +154,8 @@ def render(card: Card) -> str:
         "near": sections.near_duplicates(card),
         "quarantine": sections.quarantine(card),
     }
-    return environment.get_template("data_card.html.j2").render(context) + "\n"
+    filters = {"count": sections.count_text, "percent": sections.percent_text, "cut": sections.cut}
+    return render_template("data_card.html.j2", context, filters)
 
 
 def write_card(folder: Path, card: Card) -> None:

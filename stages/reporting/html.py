@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
+from stages.reporting.pages import render_template
 from stages.reporting.story import (
     HEADLINE,
     LOWER_IS_BETTER,
@@ -37,16 +37,6 @@ _MOST_ROWS = 200  # of a table in the page; the file beside it holds all of them
 
 def render_page(story: Story) -> str:
     """The whole of `index.html`; the same story gives the same bytes."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"figure": figure_text, "signed": signed_text}
     context: dict[str, Any] = {
         "story": story,
         "models": MODELS,
@@ -68,7 +58,7 @@ def render_page(story: Story) -> str:
         "duplicates": plain_table(story.table("ingest/duplicates.parquet")),
         "summaries": {stage: flatten(summary) for stage, summary in story.summaries.items()},
     }
-    return environment.get_template("page.html.j2").render(context) + "\n"
+    return render_template("page.html.j2", context, {"figure": figure_text, "signed": signed_text})
 
 
 def headline(story: Story) -> tuple[str, str]:

@@ -10,13 +10,13 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stages.dataset import CONFLICT_COLUMNS
 from stages.ids import SPLITS, hex_ids
 from stages.reading.found import NO_LABEL, NO_SPLIT, Found
 from stages.samples.splits import TEST, UNLABELED, VAL, Known
 from stages.sources.base import Quarantined
 
 DUPLICATE_COLUMNS = ["sample_id", "source", "label", "split", "kept_id", "kept_source"]
-CONFLICT_COLUMNS = ["sample_id", "label", "source", "split"]
 _NAMED = 5  # class names in a detail: an empty picture may stand under hundreds
 
 
@@ -36,7 +36,7 @@ class Images:
     frozen : bool, in whatever split
     member, group : int64 and uint64, K each; an image and a group that one of its copies is in
     duplicates : `DUPLICATE_COLUMNS`, a row for each item that gave way to another
-    conflicts : `CONFLICT_COLUMNS`, a row for each label that the source gives an image which stands
+    conflicts : `dataset.CONFLICT_COLUMNS`, a row for each label that the source gives an image which stands
         under several; `sample_id` is the image's that is kept, `split` the one that it was frozen in
     quarantine : items whose label contradicts the image that is kept
     """
@@ -199,7 +199,7 @@ class _Copies:
         return pd.DataFrame(table, columns=DUPLICATE_COLUMNS).astype("str")
 
     def claims(self, found: Found, known: Known) -> pd.DataFrame:
-        """`CONFLICT_COLUMNS`, sorted by all of them."""
+        """`dataset.CONFLICT_COLUMNS`, sorted by all of them."""
         numbers = np.flatnonzero(self.conflict)
         rows = np.concatenate([np.zeros(0, np.int64), *(self.rows(number) for number in numbers.tolist())])
         kept = np.repeat(self.kept[numbers], self.count[numbers])

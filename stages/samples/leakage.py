@@ -178,8 +178,8 @@ def settle(
 
     Where a tie, or several in a chain, straddle known splits, the images in the split that comes last
     in test, val, train are left out; but an old one stays whatever is added, so the new one goes.
-    Ties between old ones stay, and are counted. Nothing may join a split that the source brings, which
-    is used as it stands: it is left out beside it.
+    Ties between old ones stay, and are counted. Nothing joins a split that the source brings, which is
+    used as it stands: it is left out beside it. With `keep` all of them stay.
 
     Images to be dealt that are connected through ties follow the images that they are tied to. Where
     those are in several splits, all of them are left out, as two of them would be separated.

@@ -42,7 +42,7 @@ class Resolved:
     duplicates : `duplicates.DUPLICATE_COLUMNS`
     near_duplicates : `NEAR_COLUMNS`, a row for each image in a near-duplicate pair; `split` is null
         where it was left out before it had one
-    conflicts : `duplicates.CONFLICT_COLUMNS`
+    conflicts : `dataset.CONFLICT_COLUMNS`
     quarantine : rows that became neither a sample nor a duplicate
     facts : counts of all this
     warnings : a line each

@@ -48,22 +48,12 @@ class FrozenSplits:
     def __len__(self) -> int:
         return len(self.sample_id)
 
-    def find(self, ids: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """The row of each id, -1 where it is not frozen."""
-        if not len(self):
-            return np.full(len(ids), -1, np.int64)
-        row = np.minimum(np.searchsorted(self.sample_id, ids), len(self) - 1)
-        row[self.sample_id[row] != ids] = -1
-        return row
-
     def lookup(self, ids: NDArray[np.uint64]) -> NDArray[np.int8]:
         """The split of each id as an index into `ids.SPLITS`, `NO_SPLIT` where it is not frozen."""
-        return np.append(self.split, np.int8(NO_SPLIT))[self.find(ids)]
-
-
-def nothing_frozen() -> FrozenSplits:
-    """Frozen splits without a row."""
-    return FrozenSplits(np.zeros(0, np.uint64), np.zeros(0, np.int8))
+        if not len(self):
+            return np.full(len(ids), NO_SPLIT, np.int8)
+        row = np.minimum(np.searchsorted(self.sample_id, ids), len(self) - 1)
+        return np.where(self.sample_id[row] == ids, self.split[row], np.int8(NO_SPLIT))
 
 
 def read_frozen(path: Path) -> FrozenSplits:
@@ -160,7 +150,6 @@ class Known:
     trains : bool; to be dealt, and the source calls it training
     frozen : int8; the frozen split, `NO_SPLIT` where there is none
     splits_brought : the splits that the source itself brings
-    used : rows of the frozen splits that decided something
     overruled : rows of the frozen splits that name another split than the source brings
     absent : rows of the frozen splits for samples that are not there
     unscored : rows that the source puts in validation or test without a label
@@ -173,7 +162,6 @@ class Known:
     trains: NDArray[np.bool_]
     frozen: NDArray[np.int8]
     splits_brought: frozenset[Split]
-    used: int
     overruled: int
     absent: int
     unscored: int
@@ -198,13 +186,12 @@ def assign(
     brought = frozenset(SPLITS[code] for code in codes.tolist() if code != NO_SPLIT)
     complete = {"val", "test"} <= brought
     given = (split != NO_SPLIT) & ((split != TRAIN) | complete) & ~unlabeled
-    row = frozen.find(sample_id)
-    wanted = np.append(frozen.split, np.int8(NO_SPLIT))[row]
+    wanted = frozen.lookup(sample_id)
+    there = wanted != NO_SPLIT
     # A source that has come to bring all splits does not make training images of old test images.
     given &= ~((split == TRAIN) & ((wanted == VAL) | (wanted == TEST)))
     known = np.where(given, split, wanted)
     known[unlabeled] = UNLABELED
-    decides = ~given & ~unlabeled & (row >= 0)
     return Known(
         label=np.where(unlabeled, np.int32(NO_LABEL), label),
         split=known,
@@ -212,9 +199,8 @@ def assign(
         trains=(known == NO_SPLIT) & (split == TRAIN),
         frozen=wanted,
         splits_brought=brought,
-        used=len(np.unique(row[decides])),
-        overruled=len(np.unique(row[given & (row >= 0) & (wanted != split)])),
-        absent=len(frozen) - len(np.unique(row[row >= 0])),
+        overruled=len(np.unique(sample_id[given & there & (wanted != split)])),
+        absent=len(frozen) - len(np.unique(sample_id[there])),
         unscored=int(((label == NO_LABEL) & ((split == VAL) | (split == TEST))).sum()),
         unused_labels=int(((label != NO_LABEL) & (split == UNLABELED)).sum()),
     )

@@ -166,7 +166,7 @@ def _open_file(path: Path, scratch: Path, format: Format, columns: Columns) -> S
         return arrays.Arrays(tree, [path.name], scratch)
     if suffix == ".parquet" and format in ("auto", "huggingface") and path.name in huggingface.find(tree):
         return huggingface.HuggingFace(tree, [path.name], columns)
-    if suffix in (".csv", ".tsv", ".parquet", ".npy") or "-ubyte" in path.name:
+    if suffix in (*_TABLES, ".npy") or "-ubyte" in path.name:
         raise WinnowError(
             f"ingest.source {path} is one file of several that belong together: name its folder "
             f"({path.parent}), so that DVC watches all of them"

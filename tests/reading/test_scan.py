@@ -185,7 +185,7 @@ def test_an_empty_source_has_empty_columns(tmp_path: Path, workers: int) -> None
 
 
 def test_an_item_that_kills_a_process_is_a_row_of_the_quarantine(tmp_path: Path) -> None:
-    items: list[Item] = [noise(0), Deadly(), noise(2)]  # type: ignore[list-item]
+    items: list[Item] = [noise(0), Deadly(), noise(2)]
     result = read(Rows([block(items, ["0.png", "1.png", "2.png"])]), tmp_path, workers=1)
     assert result.found.source.to_pylist() == ["0.png", "2.png"]
     assert [(row.path, row.reason) for row in result.quarantine] == [("1.png", "damaged")]

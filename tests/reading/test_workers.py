@@ -38,7 +38,7 @@ def noise(seed: int) -> np.ndarray:
 def items(count: int, **others: object) -> list[Item]:
     listed: list[Item] = [noise(seed) for seed in range(count)]
     for name, item in others.items():
-        listed[int(name.removeprefix("at"))] = item  # type: ignore[call-overload]
+        listed[int(name.removeprefix("at"))] = item
     return listed
 
 
@@ -151,7 +151,7 @@ def test_what_cannot_be_sent_is_a_bug_that_shows(tmp_path: Path) -> None:
 
 def test_a_bug_in_a_payload_shows_its_traceback(tmp_path: Path) -> None:
     with Pool(1, setup(tmp_path)) as pool, pytest.raises(RuntimeError, match="has no len"):
-        pool.submit(0, 5).result(timeout=60)  # type: ignore[arg-type]
+        pool.submit(0, 5).result(timeout=60)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL here")

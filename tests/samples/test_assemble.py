@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from found_rows import frozen_of
 
 from stages.errors import WinnowError
 from stages.ids import hex_ids
@@ -15,7 +16,6 @@ from stages.reading.found import SPLIT_CODE, Found
 from stages.samples.assemble import Samples, assemble, refuse_too_many
 from stages.samples.resolve import Resolved, resolve
 from stages.samples.simulate import Planted, plant
-from stages.samples.splits import nothing_frozen
 from stages.sources.base import Quarantined
 
 
@@ -41,7 +41,7 @@ def found(labels: Sequence[int], classes: Sequence[str], splits: Sequence[str] |
 
 
 def settled(table: Found) -> Resolved:
-    return resolve(table, nothing_frozen(), None, val_share=0.1, test_share=0.2, leaked="leave_out")
+    return resolve(table, frozen_of({}), None, val_share=0.1, test_share=0.2, leaked="leave_out")
 
 
 def put_together(table: Found) -> tuple[Samples, pd.DataFrame, list[str]]:

@@ -32,7 +32,7 @@ def finder(rows: Sequence[Row], alike: Alike) -> Callable[[NDArray[np.int64]], P
         there = {
             tuple(sorted((place[a], place[b]))) for a, b in alike if a in place and b in place and a != b
         }
-        return pairs_of(*sorted(there))  # type: ignore[arg-type]
+        return pairs_of(*sorted(there))
 
     return find
 
@@ -278,7 +278,7 @@ def test_nothing_straddles_splits_but_what_was_frozen_so(
             assert len(inside) == 1 or not inside & {VAL, TEST}
     tied = [{a, b} for a, b in alike]
     for group in (1, 2, 3):
-        tied.append({row.pixels for row in rows if row.group == group})  # type: ignore[arg-type]
+        tied.append({row.pixels for row in rows if row.group == group})
     for members in tied:
         found = {there[pixels] for pixels in members if pixels in there}
         if found & {VAL, TEST}:

@@ -20,7 +20,6 @@ from stages.samples.splits import (
     Known,
     assign,
     hash_order,
-    nothing_frozen,
     read_frozen,
     write_frozen,
 )
@@ -45,7 +44,7 @@ def test_training_stays_open_where_validation_or_test_is_missing() -> None:
 def test_a_complete_split_of_the_source_outranks_the_frozen_one() -> None:
     there = known([Row(1, split="test"), Row(2, split="val"), Row(3, split="train")], {1: "train", 2: "val"})
     assert names(there.split) == ["test", "val", "train"]
-    assert (there.used, there.overruled, there.absent) == (0, 1, 0)
+    assert (there.overruled, there.absent) == (1, 0)
     assert not there.trains.any()
 
 
@@ -57,7 +56,7 @@ def test_what_is_frozen_for_testing_is_not_trained_on_when_the_source_comes_to_b
 def test_frozen_rows_decide_what_the_source_leaves_open() -> None:
     there = known([Row(1), Row(2, split="train"), Row(3), Row(1)], {1: "test", 2: "val", 8: "val", 9: "val"})
     assert names(there.split) == ["test", "val", None, "test"]
-    assert (there.used, there.overruled, there.absent) == (2, 0, 2)
+    assert (there.overruled, there.absent) == (0, 2)
     assert there.brought.tolist() == [False] * 4
     assert names(there.frozen) == ["test", "val", None, "test"]
 
@@ -69,7 +68,7 @@ def test_what_has_no_label_is_unlabeled_whatever_is_said() -> None:
     assert there.label.tolist() == [NO_LABEL] * 4 + [0]
     assert there.splits_brought == set()  # a test split without labels is none
     assert (there.unscored, there.unused_labels) == (1, 1)
-    assert (there.used, there.absent) == (0, 0)
+    assert there.absent == 0
 
 
 def test_hash_order_depends_on_purpose_and_id_alone() -> None:
@@ -104,7 +103,7 @@ def test_a_sample_is_frozen_once(tmp_path: Path) -> None:
 
 def test_looking_up_what_is_not_there(tmp_path: Path) -> None:
     ids = np.array([0, 5, 2**64 - 1], np.uint64)
-    assert nothing_frozen().lookup(ids).tolist() == [NO_SPLIT] * 3
+    assert frozen_of({}).lookup(ids).tolist() == [NO_SPLIT] * 3
     assert frozen_of({5: "test"}).lookup(ids).tolist() == [NO_SPLIT, TEST, NO_SPLIT]
     path = tmp_path / "splits.csv"
     path.write_text("sample_id,split\n")

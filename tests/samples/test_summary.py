@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pandas as pd
-from found_rows import Row, found_of
+from found_rows import Row, found_of, frozen_of
 
 from stages.samples.assemble import Samples, assemble
 from stages.samples.resolve import Resolved, resolve
-from stages.samples.splits import nothing_frozen
 from stages.samples.summary import counts_of_all, native_sizes, quarantine_table, summarise
 from stages.sources.base import Quarantined
 
@@ -15,7 +14,7 @@ from stages.sources.base import Quarantined
 def settled() -> tuple[Samples, Resolved, pd.DataFrame]:
     rows = [Row(i, "ab"[i % 2]) for i in range(1, 21)] + [Row(30, None), Row(31, None)]
     found = found_of(rows)
-    resolved = resolve(found, nothing_frozen(), None, val_share=0.1, test_share=0.2, leaked="leave_out")
+    resolved = resolve(found, frozen_of({}), None, val_share=0.1, test_share=0.2, leaked="leave_out")
     samples, truth, _ = assemble(found, resolved, None, "mine")
     return samples, resolved, truth
 

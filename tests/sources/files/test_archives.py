@@ -37,7 +37,7 @@ FILES = {
 
 def tar_of(files: dict[str, bytes], **options: object) -> bytes:
     content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w", **options) as tar:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=content, mode="w", **options) as tar:
         for name, data in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
