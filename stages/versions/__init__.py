@@ -1,0 +1,1 @@
+"""Versions of the dataset, side by side: which samples differ, and why."""

@@ -1,0 +1,135 @@
+"""The figures of a comparison: they add up, and say who decided."""
+
+from __future__ import annotations
+
+import pandas as pd
+from version_tables import ledger_of, samples_of
+
+from stages.versions.comparison import Comparison, compare
+from stages.versions.summary import by_class, by_label, by_reason
+from stages.versions.version import make_version
+
+BEFORE = samples_of(
+    {"a": "train cat", "b": "train cat", "c": "train dog", "d": "test dog", "e": "val cat", "u": "unlabeled"}
+)
+AFTER = samples_of(
+    {
+        "a": "train cat",
+        "b": "train cat",
+        "c": "train dog",
+        "d": "test cat",
+        "u": "unlabeled",
+        "n": "train eel",
+    },
+    {"c": 2.0},
+)
+LEDGER = ledger_of(BEFORE, b=("drop", None, "outlier", "policy"))
+LATER = ledger_of(
+    AFTER,
+    a=("relabel", "dog", "label_error", "policy"),
+    u=("relabel", "eel", "clearly an eel", "reviewer"),
+)
+
+
+def compared() -> Comparison:
+    return compare(make_version("A", BEFORE, LEDGER), make_version("B", AFTER, LATER))
+
+
+def counts(table: pd.DataFrame) -> dict[tuple, dict[str, int]]:
+    """The cells that are not zero, by split and class."""
+    return {
+        (row["split"], None if pd.isna(row["class"]) else row["class"]): {
+            name: count for name, count in row.items() if name not in ("split", "class") and count
+        }
+        for row in table.to_dict("records")
+    }
+
+
+def test_by_class() -> None:
+    table = by_class(compared())
+    assert counts(table) == {
+        ("train", "cat"): {"before": 1, "after": 1, "taken_back": 1, "relabelled_out": 1},
+        ("train", "dog"): {"before": 1, "after": 2, "relabelled_in": 1, "reweighted": 1},
+        ("train", "eel"): {"after": 2, "added": 1, "moved_in": 1, "relabelled_in": 1},
+        ("val", "cat"): {"before": 1, "removed": 1},
+        ("test", "cat"): {"after": 1, "relabelled_in": 1},
+        ("test", "dog"): {"before": 1, "relabelled_out": 1},
+        ("unlabeled", None): {"before": 1, "moved_out": 1, "relabelled_out": 1},
+    }
+    assert table["split"].drop_duplicates().tolist() == ["train", "val", "test", "unlabeled"]
+
+
+def test_what_comes_and_goes_explains_the_difference() -> None:
+    """Where nobody changed in two ways at once."""
+    table = by_class(compared())
+    table = table[table["class"].isin(["cat", "dog"])]
+    came = table[["added", "taken_back", "moved_in", "relabelled_in"]].sum(axis=1)
+    went = table[["removed", "dropped", "moved_out", "relabelled_out"]].sum(axis=1)
+    assert (table["before"] + came - went == table["after"]).all()
+
+
+def test_a_drop_is_counted_where_the_sample_was() -> None:
+    ledger = ledger_of(BEFORE, a=("relabel", "dog", "label_error", "policy"))
+    dropped = ledger_of(BEFORE, a=("drop", None, "label_error", "policy"))
+    table = by_class(compare(make_version("A", BEFORE, ledger), make_version("B", BEFORE, dropped)))
+    assert counts(table)["train", "dog"] == {"before": 2, "after": 1, "dropped": 1}
+    assert counts(table)["train", "cat"] == {"before": 1, "after": 1}
+
+
+def test_new_and_dropped_is_counted_as_both() -> None:
+    ledger = ledger_of(AFTER, n=("drop", None, "label_error", "policy"))
+    table = by_class(compare(make_version("A", AFTER[:-1]), make_version("B", AFTER, ledger)))
+    assert counts(table)["train", "eel"] == {"added": 1, "dropped": 1}
+
+
+def test_by_reason() -> None:
+    assert by_reason(compared()).to_numpy().tolist() == [
+        ["added", "", "ingest", 1],
+        ["removed", "", "ingest", 1],
+        ["taken_back", "no longer outlier", "policy", 1],
+        ["moved", "unlabeled → train", "reviewer", 1],
+        ["relabelled_at_ingest", "", "ingest", 1],
+        ["relabelled", "label_error", "policy", 1],
+        ["relabelled", "reviewed", "reviewer", 1],
+        ["reweighted", "", "ingest", 1],
+    ]
+
+
+def test_reviewers_notes_are_one_reason_and_the_most_frequent_comes_first() -> None:
+    ledger = ledger_of(
+        BEFORE,
+        a=("drop", None, "label_error", "policy"),
+        b=("drop", None, "blurred", "reviewer"),
+        c=("drop", None, "no animal", "reviewer"),
+    )
+    there = by_reason(compare(make_version("A", BEFORE), make_version("B", BEFORE, ledger)))
+    assert there.to_numpy().tolist() == [
+        ["dropped", "reviewed", "reviewer", 2],
+        ["dropped", "label_error", "policy", 1],
+    ]
+    back = by_reason(compare(make_version("A", BEFORE, ledger), make_version("B", BEFORE)))
+    assert back.to_numpy().tolist() == [
+        ["taken_back", "no longer reviewed", "reviewer", 2],
+        ["taken_back", "no longer label_error", "policy", 1],
+    ]
+
+
+def test_a_move_by_ingest_is_no_reviewers() -> None:
+    after = BEFORE.assign(split=BEFORE["split"].replace("val", "train"))
+    ledger = ledger_of(after, e=("keep", None, "fine", "reviewer"))
+    table = by_reason(compare(make_version("A", BEFORE), make_version("B", after, ledger)))
+    assert table.to_numpy().tolist() == [["moved", "val → train", "ingest", 1]]
+
+
+def test_by_label() -> None:
+    table = by_label(compared())
+    assert table.dropna().to_numpy().tolist() == [["cat", "dog", 1], ["dog", "cat", 1]]
+    assert table[table["before"].isna()]["after"].tolist() == ["eel"]
+
+
+def test_nothing_changed() -> None:
+    same = make_version("A", BEFORE)
+    result = compare(same, same)
+    assert by_reason(result).empty
+    assert by_label(result).empty
+    assert by_class(result)[["before", "after"]].sum().tolist() == [6, 6]
