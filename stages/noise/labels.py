@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stages.errors import WinnowError
+from stages.noise.auto_rule import automatic_errors
 
 CLEANLAB_RULES = (
     "prune_by_class",
@@ -16,15 +17,14 @@ CLEANLAB_RULES = (
     "low_normalized_margin",
     "low_self_confidence",
 )
-RULES = ("auto", "margin", *CLEANLAB_RULES)
+RULES = ("auto", "margin", "corrected_margin", *CLEANLAB_RULES)
 
-_MARGIN = 0.2
-# Shares of labels that the model contradicts between which `auto` lets the margin fall to zero.
-_SOME_NOISE, _MUCH_NOISE = 0.25, 0.40
 _TOLERANCE = 5e-3  # what float16 leaves of a sum of ten
 
 
-def find_label_errors(labels: ArrayLike, pred_probs: ArrayLike, rule: str = "auto") -> NDArray[np.bool_]:
+def find_label_errors(
+    labels: ArrayLike, pred_probs: ArrayLike, rule: str = "auto", *, margin: float = 0.2
+) -> NDArray[np.bool_]:
     """Flag the labels that are probably wrong.
 
     Parameters
@@ -34,16 +34,24 @@ def find_label_errors(labels: ArrayLike, pred_probs: ArrayLike, rule: str = "aut
         sum to 1
     rule : one of `RULES`
 
-        `margin`
-            the best other class is likelier than the given one by more than 0.2.
         `auto`
-            `margin`, with a threshold that follows the share of labels which the model contradicts:
-            0.2 up to a share of 25 %, falling to 0 at 40 %. Where labels are mostly right, a weak
-            disagreement is more often the model's mistake; where they are mostly wrong, it is the
-            label's. On arrays published with CIFAR-10N no single threshold is best for both.
+            decides from `labels` and `pred_probs` alone, in four steps. (1) Probabilities are divided by
+            the root of each class's mean, so that common classes do not outvote rare ones. (2) The
+            number of wrong labels is the mean of three estimates: the share of contradictions among
+            the model's most confident predictions, extrapolated to the others beside a curve for the
+            model's own mistakes; the confident joint (Northcutt, Jiang and Chuang, arXiv 1911.00068);
+            and the contradictions at odds of 2 to 1 or more. (3) That many labels are flagged, by the
+            odds of the likeliest other class against the given one, times a power of how much oftener
+            than chance confident contradictions are of this pair of classes. (4) No label is flagged
+            that the model does not contradict, and for classes smaller than the median one the odds
+            have to be the larger, the rarer the class is.
+        `margin`
+            the likeliest other class is likelier than the given one by more than `margin`
+        `corrected_margin`
+            the same after dividing each class's probability by its share of the given labels
         cleanlab's `filter_by` names
-            see `cleanlab.filter.find_label_issues`; confident learning is Northcutt, Jiang and
-            Chuang, arXiv 1911.00068.
+            see `cleanlab.filter.find_label_issues`
+    margin : -1 to 1; of the two rules with that name
 
     Returns
     -------
@@ -52,19 +60,26 @@ def find_label_errors(labels: ArrayLike, pred_probs: ArrayLike, rule: str = "aut
     Raises
     ------
     WinnowError
-        For an unknown rule, lengths that differ, labels out of range, and probabilities that are
-        not.
+        For an unknown rule, a margin out of range, lengths that differ, labels out of range, and
+        probabilities that are not.
     """
     given, probabilities = _validated(labels, pred_probs)
     if rule not in RULES:
         raise WinnowError(f"unknown rule {rule!r}; the rules are {', '.join(RULES)}")
-    if len(given) == 0:
-        return np.zeros(0, bool)
-    if rule == "margin":
-        return label_margin(given, probabilities) < -_MARGIN
+    if not -1.0 <= margin <= 1.0:
+        raise WinnowError(f"margin must lie in -1 to 1, not {margin}")
+    # Of labels that all are of one class none can be told from the others.
+    if len(np.unique(given)) < 2:
+        return np.zeros(len(given), bool)
     if rule == "auto":
-        margin = label_margin(given, probabilities)
-        return margin < -_auto_threshold(float((margin < 0).mean()))
+        return automatic_errors(given, probabilities)
+    if rule == "margin":
+        return label_margin(given, probabilities) < -margin
+    if rule == "corrected_margin":
+        share = np.bincount(given, minlength=probabilities.shape[1]) / len(given)
+        corrected = np.where(share > 0, probabilities / np.maximum(share, 1e-12), 0.0)
+        corrected /= np.maximum(corrected.sum(1, keepdims=True), 1e-12)
+        return label_margin(given, corrected) < -margin
     return _by_cleanlab(given, probabilities, rule)
 
 
@@ -107,18 +122,11 @@ def suggest_labels(
     return suggested.astype(np.int64), others[rows, suggested]
 
 
-def _auto_threshold(contradicted: float) -> float:
-    share = (_MUCH_NOISE - contradicted) / (_MUCH_NOISE - _SOME_NOISE)
-    return _MARGIN * float(np.clip(share, 0.0, 1.0))
-
-
 def _by_cleanlab(labels: NDArray[np.int64], pred_probs: NDArray[np.float64], rule: str) -> NDArray[np.bool_]:
     from cleanlab.filter import find_label_issues
 
     # cleanlab wants every class in the labels: a class without a sample can neither err nor help.
     present = np.unique(labels)
-    if len(present) < 2:
-        return np.zeros(len(labels), bool)
     probabilities = pred_probs[:, present]
     total = np.maximum(probabilities.sum(1, keepdims=True), 1e-12)
     mask = find_label_issues(
@@ -128,8 +136,11 @@ def _by_cleanlab(labels: NDArray[np.int64], pred_probs: NDArray[np.float64], rul
 
 
 def _validated(labels: ArrayLike, pred_probs: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    given = np.asarray(labels)
-    probabilities = np.asarray(pred_probs, dtype=np.float64)
+    try:
+        given = np.asarray(labels)
+        probabilities = np.asarray(pred_probs, dtype=np.float64)
+    except (TypeError, ValueError) as error:  # text, or rows of different lengths
+        raise WinnowError(f"labels and pred_probs must be arrays of numbers: {error}") from error
     if probabilities.ndim != 2 or probabilities.shape[1] < 2:
         raise WinnowError(f"pred_probs must be N×K with K of at least 2, not {probabilities.shape}")
     if given.shape != probabilities.shape[:1]:
