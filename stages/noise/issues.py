@@ -1,35 +1,61 @@
-"""A row a sample and what is wrong with it: label errors, outliers, near-duplicates."""
+"""A row a sample and what is wrong with it: its label, its neighbourhood, the image itself."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import connected_components
 
 from stages.dataset import label_indices
+from stages.errors import WinnowError
+from stages.noise.image_checks import IMAGE_CHECKS, ON, Checks, image_issues
 from stages.noise.labels import better_than_chance, find_label_errors, suggest_labels
+from stages.noise.nearest import nearest_neighbours, neighbours_of
+from stages.noise.neighbourhood import (
+    all_alike,
+    order_issues,
+    outliers_and_duplicates,
+    underperforming_groups,
+)
 
+_BY_EMBEDDING = ("outlier", "near_duplicate", "non_iid", "underperforming_group")
+# Kinds of issue beside the wrong label, in the order of their columns.
+KINDS = (*_BY_EMBEDDING, *IMAGE_CHECKS)
 ISSUE_COLUMNS = [
     "sample_id",
     "split",
     "given_label",
     "suggested_label",
     "suggested_score",
+    "suggested_agreement",
     "label_score",
     "is_label_issue",
-    "outlier_score",
-    "is_outlier_issue",
-    "near_duplicate_score",
-    "is_near_duplicate_issue",
+    *[column for kind in KINDS for column in (f"{kind}_score", f"is_{kind}_issue")],
     "near_duplicate_set",
+    "underperforming_group",
+    "neighbors",
 ]
+_EVIDENCE = 5  # nearest samples that are named
+_FEWEST = 20  # labelled training images under which there are no groups among them
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found, and what was looked for.
+
+    Attributes
+    ----------
+    issues : `ISSUE_COLUMNS`, a row a sample
+    checks : for `label_error` and each of `KINDS`: "on", or why it is off
+    non_iid : p-value of the order of the files saying nothing of the images; None where that could
+        not be judged
+    """
+
+    issues: pd.DataFrame
+    checks: dict[str, str]
+    non_iid: float | None
 
 
 def build_issues(
@@ -41,7 +67,41 @@ def build_issues(
     rule: str,
     neighbors: int,
     judged: NDArray[np.bool_] | None = None,
+    agreement: NDArray[np.float32] | None = None,
+    images: NDArray[np.uint8] | None = None,
+    checks: Checks = "auto",
+    seed: int = 0,
 ) -> pd.DataFrame:
+    """The table of `find_issues`, alone."""
+    return find_issues(
+        samples,
+        pred_probs,
+        embeddings,
+        classes,
+        rule=rule,
+        neighbors=neighbors,
+        judged=judged,
+        agreement=agreement,
+        images=images,
+        checks=checks,
+        seed=seed,
+    ).issues
+
+
+def find_issues(
+    samples: pd.DataFrame,
+    pred_probs: NDArray[np.float32],
+    embeddings: NDArray[np.float32],
+    classes: list[str],
+    *,
+    rule: str,
+    neighbors: int,
+    judged: NDArray[np.bool_] | None = None,
+    agreement: NDArray[np.float32] | None = None,
+    images: NDArray[np.uint8] | None = None,
+    checks: Checks = "auto",
+    seed: int = 0,
+) -> Findings:
     """Judge every sample.
 
     Parameters
@@ -53,38 +113,67 @@ def build_issues(
     neighbors : k of the nearest-neighbour graph
     judged : bool, N, in the order of `samples`; where False the models could not know the given
         label, and it is not called wrong (`folds.CrossValidation.train_judged`)
+    agreement : float32, N×K; share of the ensemble's members whose likeliest class it is. None
+        where there is one: it agrees with itself.
+    images : uint8, N×H×W×C, in the order of `samples`; None: they are not looked at
+    checks : "auto", or names of `image_checks.IMAGE_CHECKS`; see `image_checks.image_issues`
+    seed : of groups, and of the test for order
 
     Returns
     -------
-    `ISSUE_COLUMNS`, in the order of `samples`. Scores lie between 0 and 1, and low is bad, as in
-    cleanlab: `label_score` is the probability of the given label; `near_duplicate_set` numbers the
-    sets, -1 for none. An unlabelled sample is suggested the likeliest class; its `given_label` and
-    `label_score` are null, and it is no label issue. Where the model is no better than guessing at
-    the training labels (`better_than_chance`), no label is called wrong.
+    `Findings`. Its `issues` are in the order of `samples`. Scores lie between 0 and 1, and low is
+    bad, as in cleanlab; they are NaN, and flags False, where a check is off or has no answer:
+
+    - `label_score` is the probability of the given label, `suggested_score` that of the suggested
+      one (the likeliest other), `suggested_agreement` the share of members that say so (0 to 1). An
+      unlabelled sample is suggested the likeliest class; its `given_label` and `label_score` are
+      null, and it is no label issue. Where the model is no better than guessing at the training
+      labels (`better_than_chance`), no label is called wrong.
+    - `outlier` and `near_duplicate`: over all splits; `near_duplicate_set` numbers the sets, -1 for
+      none. Where all embeddings are alike, the model tells nothing apart, and they are off.
+    - `non_iid`: the order of the files within a class; see `neighbourhood.order_issues`.
+    - `underperforming_group`: of labelled training samples only, as policies act on these alone and
+      probabilities elsewhere do not compare; the column of that name numbers the groups with an
+      issue, -1 for none. Samples that are not `judged` are left out.
+    - `dark` to `odd_aspect_ratio`: see `image_checks.image_issues`.
+    - `neighbors`: ids of the (up to 5) nearest other samples, nearest first.
+
+    Raises
+    ------
+    WinnowError
+        Where lengths differ, or numbers are NaN or infinite, and as `find_label_errors` and
+        `image_issues` do.
     """
-    table = samples[["sample_id", "split"]].copy()
-    table["given_label"] = samples["label"]
-    labelled = samples["label"].notna().to_numpy()
-    trusted = labels_can_be_judged(samples, pred_probs, classes)
-    table["suggested_label"] = pd.Series(None, index=table.index, dtype="str")
-    table[["suggested_score", "label_score"]] = np.nan
-    table["is_label_issue"] = False
-    likeliest = pred_probs[~labelled].argmax(1)
-    table.loc[~labelled, "suggested_label"] = np.asarray(classes, dtype=object)[likeliest]
-    table.loc[~labelled, "suggested_score"] = pred_probs[~labelled].max(1).astype(np.float64)
-    for split in samples.loc[labelled, "split"].unique():
-        where = labelled & (samples["split"] == split).to_numpy()
-        labels = label_indices(samples.loc[where, "label"], classes)
-        probs = pred_probs[where].astype(np.float64)
-        suggested, score = suggest_labels(labels, probs)
-        table.loc[where, "suggested_label"] = np.asarray(classes, dtype=object)[suggested]
-        table.loc[where, "suggested_score"] = score
-        table.loc[where, "label_score"] = probs[np.arange(len(labels)), labels]
-        if trusted:
-            wrong = find_label_errors(labels, probs, rule)
-            table.loc[where, "is_label_issue"] = wrong if judged is None else wrong & judged[where]
-    neighbourhood = _neighbourhood_issues(embeddings, neighbors)
-    return pd.concat([table.reset_index(drop=True), neighbourhood], axis=1)[ISSUE_COLUMNS]
+    _refuse_unequal(samples, pred_probs, embeddings, judged, agreement, images)
+    report = dict.fromkeys(("label_error", *KINDS), ON)
+    known = np.ones(len(samples), bool) if judged is None else judged
+    if not labels_can_be_judged(samples, pred_probs, classes):
+        reason = "the model is no better than guessing at the training labels"
+        report |= {"label_error": reason, "underperforming_group": reason}
+        known = np.zeros(len(samples), bool)
+    table = _label_issues(samples, pred_probs, classes, rule, known)
+    table["suggested_agreement"] = _agreement(table["suggested_label"], pred_probs, agreement, classes)
+    graph = nearest_neighbours(embeddings, neighbors, seed)
+    table["neighbors"] = samples["sample_id"].to_numpy(object)[neighbours_of(graph, _EVIDENCE)].tolist()
+    for kind in _BY_EMBEDDING:
+        table[f"{kind}_score"], table[f"is_{kind}_issue"] = np.nan, False
+    for evidence in ("near_duplicate_set", "underperforming_group"):
+        table[evidence] = np.full(len(table), -1, np.int64)
+    if all_alike(embeddings):
+        p_value = None
+        report |= dict.fromkeys(_BY_EMBEDDING, "all embeddings are alike: the model tells no images apart")
+    else:
+        _fill(table, outliers_and_duplicates(graph))
+        named = samples.assign(label=table["given_label"].fillna(table["suggested_label"]).to_numpy())
+        found, p_value = order_issues(named, graph, classes, seed)
+        _fill(table, found)
+        if p_value is None:
+            report["non_iid"] = "too few images to judge their order"
+        if report["underperforming_group"] == ON:
+            report["underperforming_group"] = _groups(table, pred_probs, embeddings, classes, known, seed)
+    sides = samples["width"].to_numpy(np.int64), samples["height"].to_numpy(np.int64)
+    odd, image_report = image_issues(images, *sides, checks)
+    return Findings(pd.concat([table, odd], axis=1)[ISSUE_COLUMNS], report | image_report, p_value)
 
 
 def labels_can_be_judged(samples: pd.DataFrame, pred_probs: NDArray[np.float32], classes: list[str]) -> bool:
@@ -94,42 +183,74 @@ def labels_can_be_judged(samples: pd.DataFrame, pred_probs: NDArray[np.float32],
     return better_than_chance(labels, pred_probs[training].astype(np.float64))
 
 
-def _neighbourhood_issues(embeddings: NDArray[np.float32], neighbors: int) -> pd.DataFrame:
-    """Outliers and near-duplicates by cleanlab's Datalab, over all splits together."""
-    count = len(embeddings)
-    k = min(neighbors, count - 1)
-    with _quiet():
-        from cleanlab import Datalab
+def _label_issues(
+    samples: pd.DataFrame,
+    pred_probs: NDArray[np.float32],
+    classes: list[str],
+    rule: str,
+    judged: NDArray[np.bool_],
+) -> pd.DataFrame:
+    """Labels only; a split of which nothing may be judged is not asked about."""
+    names = np.asarray(classes, dtype=object)
+    table = samples[["sample_id", "split"]].reset_index(drop=True)
+    table["given_label"] = samples["label"].to_numpy()
+    labelled = samples["label"].notna().to_numpy()
+    table["suggested_label"] = pd.Series(None, index=table.index, dtype="str")
+    table[["suggested_score", "label_score"]] = np.nan
+    table["is_label_issue"] = False
+    table.loc[~labelled, "suggested_label"] = names[pred_probs[~labelled].argmax(1)]
+    table.loc[~labelled, "suggested_score"] = pred_probs[~labelled].max(1).astype(np.float64)
+    for split in samples.loc[labelled, "split"].unique():
+        where = labelled & (samples["split"] == split).to_numpy()
+        labels = label_indices(samples.loc[where, "label"], classes)
+        probs = pred_probs[where].astype(np.float64)
+        suggested, score = suggest_labels(labels, probs)
+        table.loc[where, "suggested_label"] = names[suggested]
+        table.loc[where, "suggested_score"] = score
+        table.loc[where, "label_score"] = probs[np.arange(len(labels)), labels]
+        if judged[where].any():
+            table.loc[where, "is_label_issue"] = find_label_errors(labels, probs, rule) & judged[where]
+    return table
 
-        # Datalab wants a dataset to attach its findings to; the embeddings are all it looks at.
-        lab = Datalab(data={"row": list(range(count))}, verbosity=0)
-        lab.find_issues(features=embeddings, issue_types={"outlier": {"k": k}, "near_duplicate": {"k": k}})
-        issues = lab.get_issues()
-        sets = lab.get_issues("near_duplicate")["near_duplicate_sets"]
-    issues = issues.reset_index(drop=True)
-    issues["near_duplicate_set"] = _number_sets(list(sets), count)
-    return issues
+
+def _agreement(
+    suggested: pd.Series,
+    pred_probs: NDArray[np.float32],
+    agreement: NDArray[np.float32] | None,
+    classes: list[str],
+) -> NDArray[np.float64]:
+    index = label_indices(suggested, classes)
+    if agreement is None:
+        return (pred_probs.argmax(1) == index).astype(np.float64)
+    return agreement[np.arange(len(index)), index].astype(np.float64)
 
 
-def _number_sets(neighbours: list[NDArray[np.int64]], count: int) -> NDArray[np.int64]:
-    """Connected components of the near-duplicate relation, numbered by first member; -1 for none."""
-    rows = np.repeat(np.arange(count), [len(found) for found in neighbours])
-    columns = np.concatenate([np.asarray(found, np.int64) for found in neighbours])
-    graph = csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(count, count))
-    _, component = connected_components(graph, directed=False)
-    members = np.bincount(component)[component] > 1
-    numbers = np.full(count, -1, np.int64)
-    numbers[members] = pd.factorize(component[members])[0]
-    return numbers
+def _groups(
+    table: pd.DataFrame,
+    pred_probs: NDArray[np.float32],
+    embeddings: NDArray[np.float32],
+    classes: list[str],
+    judged: NDArray[np.bool_],
+    seed: int,
+) -> str:
+    """Fill in the underperforming groups; "on", or why there are none to be found."""
+    trained = ((table["split"] == "train") & table["given_label"].notna()).to_numpy() & judged
+    if trained.sum() < _FEWEST:
+        return f"fewer than {_FEWEST} training images to form groups"
+    labels = label_indices(table.loc[trained, "given_label"], classes)
+    found = underperforming_groups(embeddings[trained], labels, pred_probs[trained], seed)
+    _fill(table, found.set_index(np.flatnonzero(trained)))
+    return ON
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Datalab prints hints about what it was not asked to do; keep them out of a stage's log."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(previous)
+def _fill(table: pd.DataFrame, found: pd.DataFrame) -> None:
+    """Columns of `found` into the rows of `table` that it speaks of."""
+    for name in found:
+        table.loc[found.index, name] = found[name].astype(table[name].dtype)
+
+
+def _refuse_unequal(samples: pd.DataFrame, *arrays: NDArray[np.generic] | None) -> None:
+    names = ("pred_probs", "embeddings", "judged", "agreement", "images")
+    for name, array in zip(names, arrays, strict=True):
+        if array is not None and len(array) != len(samples):
+            raise WinnowError(f"{name} has {len(array)} rows, but there are {len(samples)} samples")
