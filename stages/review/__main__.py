@@ -53,8 +53,8 @@ def main(argv: list[str] | None = None) -> None:
             for kind, title in KINDS.items():
                 queue = evidence.queue(kind)
                 done = sum(name in reviewed for name in queue)
-                if queue or kind not in ("conflict", "unlabeled"):
-                    print(f"{title + ':':<20}{len(queue):>6} to look at, {done} decided")
+                if queue or kind in ("label_error", "outlier", "near_duplicate"):
+                    print(f"{title + ':':<24}{len(queue):>6} to look at, {done} decided")
             print(f"Review them at http://{ADDRESS}:{port} (Ctrl-C ends)", flush=True)
             from stages.review.app import create_app
 
@@ -70,13 +70,12 @@ def read_evidence() -> Evidence:
     Raises
     ------
     WinnowError
-        Where data/ingested or data/noise is missing, or one is older than the other.
+        Where data/ingested or data/noise is missing, or one is older than the other or than this code.
     """
     base = read_dataset(INGESTED)
     issues = read_table(NOISE / "issues.parquet")
     embeddings = read_array(NOISE / "embeddings.npy", mapped=True)
-    probs = NOISE / "pred_probs.npy"
-    pred_probs = read_array(probs, mapped=True) if probs.is_file() else None
+    pred_probs = read_array(NOISE / "pred_probs.npy", mapped=True)
     ledger = read_ledger(CURATED) if (CURATED / "ledger.parquet").is_file() else None
     return Evidence(base, issues, embeddings, ledger, read_conflicts(INGESTED), pred_probs)
 

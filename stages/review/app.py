@@ -256,6 +256,7 @@ def _page(template: str, status: int, desk: Desk, choice: Choice, **context: Any
         nonce=nonce,
         choice=choice,
         kinds=KINDS,
+        found=[kind for kind in KINDS if desk.evidence.queue(kind)],
         claim=CLAIM,
         splits=SPLITS,
         classes=desk.evidence.classes,

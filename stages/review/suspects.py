@@ -14,31 +14,45 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stages.dataset import Dataset
+from stages.dataset import CONFLICT_COLUMNS, Dataset
 from stages.errors import WinnowError
-from stages.noise.policy import frozen_splits, suggest_claimed
+from stages.noise.conflicts import frozen_splits, suggest_claimed
+from stages.noise.policy import check_kinds, flag_column, score_column
 
-Kind = Literal["label_error", "conflict", "outlier", "near_duplicate", "unlabeled"]
+Kind = Literal[
+    "label_error",
+    "conflict",
+    "outlier",
+    "near_duplicate",
+    "non_iid",
+    "underperforming_group",
+    "dark",
+    "light",
+    "blurry",
+    "low_information",
+    "odd_size",
+    "odd_aspect_ratio",
+    "unlabeled",
+]
 KINDS: dict[Kind, str] = {
     "label_error": "Label errors",
     "conflict": "Conflicting labels",
     "outlier": "Outliers",
     "near_duplicate": "Near-duplicates",
+    "non_iid": "Dependent on order",
+    "underperforming_group": "Underperforming groups",
+    "dark": "Dark images",
+    "light": "Light images",
+    "blurry": "Blurry images",
+    "low_information": "Empty images",
+    "odd_size": "Odd sizes",
+    "odd_aspect_ratio": "Odd proportions",
     "unlabeled": "Unlabelled",
-}
-_FLAGS: dict[Kind, str] = {
-    "label_error": "is_label_issue",
-    "conflict": "is_conflict",
-    "outlier": "is_outlier_issue",
-    "near_duplicate": "is_near_duplicate_issue",
-    "unlabeled": "is_unlabeled",
 }
 # Of unlabelled samples the surest suggestion first: one key confirms it, and where labels are few,
 # typical samples teach a model more than doubtful ones (Hacohen et al., arXiv 2202.02794).
-_ORDER: dict[Kind, dict[str, bool]] = {  # columns, and whether low comes first
-    "label_error": {"label_score": True, "sample_id": True},
+_ORDER: dict[Kind, dict[str, bool]] = {  # columns, and whether low comes first; else by the kind's score
     "conflict": {"suggested_score": False, "sample_id": True},
-    "outlier": {"outlier_score": True, "sample_id": True},
     "near_duplicate": {"near_duplicate_set": True, "near_duplicate_score": True, "sample_id": True},
     "unlabeled": {"suggested_score": False, "sample_id": True},
 }
@@ -97,7 +111,8 @@ class Evidence:
     Raises
     ------
     WinnowError
-        Where issues, embeddings or probabilities are of other samples than `base`.
+        Where issues, embeddings or probabilities are of other samples than `base`, or of an older
+        version.
     """
 
     def __init__(
@@ -116,6 +131,9 @@ class Evidence:
             raise WinnowError(
                 "data/noise was made from other samples than data/ingested holds: run `dvc repro`"
             )
+        check_kinds(issues)
+        if conflicts is None:
+            conflicts = pd.DataFrame(columns=CONFLICT_COLUMNS)
         self.base = base
         self.classes = base.classes
         self._claims = _claims(conflicts)
@@ -123,7 +141,9 @@ class Evidence:
         conflicting = issues["sample_id"].isin(self._claims.keys()).to_numpy()
         unlabeled = (base.samples["split"] == "unlabeled").to_numpy()
         issues = suggest_claimed(issues.reset_index(drop=True), conflicts, pred_probs, base.classes)
-        self._issues = issues.assign(is_conflict=conflicting, is_unlabeled=unlabeled & ~conflicting)
+        self._issues = issues.assign(
+            is_conflict_issue=conflicting, is_unlabeled_issue=unlabeled & ~conflicting
+        )
         self._embeddings = embeddings
         self._ledger = None if ledger is None else ledger.set_index("sample_id")
         self._position = {str(name): at for at, name in enumerate(issues["sample_id"])}
@@ -131,8 +151,9 @@ class Evidence:
         self._queues: dict[tuple[str, str, str], tuple[str, ...]] = {}
 
     def _ordered(self, kind: Kind) -> pd.DataFrame:
-        suspects = self._issues[self._issues[_FLAGS[kind]].to_numpy(bool)]
-        by, ascending = list(_ORDER[kind]), list(_ORDER[kind].values())
+        suspects = self._issues[self._issues[flag_column(kind)].to_numpy(bool)]
+        order = _ORDER.get(kind, {score_column(kind): True, "sample_id": True})
+        by, ascending = list(order), list(order.values())
         # An unlabelled sample is filed under what it probably is: so a rare class can be looked for.
         filed = suspects["given_label"].where(suspects["given_label"].notna(), suspects["suggested_label"])
         ordered = suspects.assign(filed=filed).sort_values(by, ascending=ascending)
@@ -176,7 +197,7 @@ class Evidence:
             label_score=_number(issue["label_score"]),
             suggested_score=_number(issue["suggested_score"]),
             outlier_score=float(issue["outlier_score"]),
-            kinds=tuple(kind for kind in KINDS if issue[_FLAGS[kind]]),
+            kinds=tuple(kind for kind in KINDS if issue[flag_column(kind)]),
             duplicate_set=int(issue["near_duplicate_set"]),
             claims=self._claims.get(sample_id, ()),
             label_brings_to=self._frozen.get(sample_id, "train") if issue["split"] == "unlabeled" else "",
@@ -221,13 +242,12 @@ class Evidence:
         return np.maximum(norms, np.finfo(np.float32).tiny ** 0.5)
 
 
-def _claims(conflicts: pd.DataFrame | None) -> dict[str, tuple[tuple[str, tuple[str, ...]], ...]]:
+def _claims(conflicts: pd.DataFrame) -> dict[str, tuple[tuple[str, tuple[str, ...]], ...]]:
     """By sample, each claimed label in order of its name, with the files that claim it."""
     found: dict[str, dict[str, list[str]]] = {}
-    if conflicts is not None:
-        rows = conflicts[["sample_id", "label", "source"]].itertuples(index=False, name=None)
-        for sample_id, label, source in rows:
-            found.setdefault(str(sample_id), {}).setdefault(str(label), []).append(str(source))
+    rows = conflicts[["sample_id", "label", "source"]].itertuples(index=False, name=None)
+    for sample_id, label, source in rows:
+        found.setdefault(str(sample_id), {}).setdefault(str(label), []).append(str(source))
     return {
         sample_id: tuple((label, tuple(sorted(claimed[label]))) for label in sorted(claimed))
         for sample_id, claimed in found.items()

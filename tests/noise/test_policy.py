@@ -3,259 +3,218 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from issue_table import clean_issues
 
-from stages.dataset import CONFLICT_COLUMNS, LEDGER_COLUMNS
-from stages.noise.policy import (
-    Policy,
-    build_ledger,
-    changes_by_class,
-    count_unlabeled,
-    frozen_splits,
-    suggest_claimed,
+from stages.errors import WinnowError
+from stages.noise.policy import ACTIONS, KINDS, NONE, KindPolicy, Policy, Why, check_kinds, decide
+
+KEEP = KindPolicy("keep", 0.5, "keep")
+POLICY = Policy(
+    kinds=dict.fromkeys(KINDS, KEEP) | {"label_error": KindPolicy("relabel", 0.8, "drop")},
+    relabel_agreement=0.6,
+    reweight_to=0.5,
+    min_per_class=0,
+    max_lost_per_class=1.0,
+    rare_below=0.0,
+    rare_confidence=0.9,
 )
 
-POLICY = Policy("relabel", 0.8, "keep", "keep", 0.5, 0)
-NO_REVIEWS = pd.DataFrame(columns=["sample_id", "decision", "label", "reviewer", "decided_at", "note"])
-IDS = [f"{number:016x}" for number in range(8)]
+
+def with_kinds(**kinds: KindPolicy) -> Policy:
+    return replace(POLICY, kinds={**POLICY.kinds, **kinds})
 
 
 @pytest.fixture
-def samples() -> pd.DataFrame:
+def issues() -> pd.DataFrame:
     splits = ["train"] * 6 + ["val", "test"]
-    return pd.DataFrame({"sample_id": IDS, "split": splits, "label": list("aaabbbab")})
+    ids = [f"{number:016x}" for number in range(8)]
+    return clean_issues(pd.DataFrame({"sample_id": ids, "split": splits, "label": list("aaabbbab")}))
 
 
-@pytest.fixture
-def issues(samples: pd.DataFrame) -> pd.DataFrame:
-    """0 surely b, 1 perhaps b, 3 outlier, 4 and 5 near-duplicates; 6 (val) and 7 (test) suspected."""
-    return pd.DataFrame(
-        {
-            "sample_id": IDS,
-            "split": samples["split"],
-            "given_label": samples["label"],
-            "suggested_label": list("bbbaaaba"),
-            "suggested_score": [0.95, 0.6, 0.1, 0.1, 0.1, 0.1, 0.95, 0.95],
-            "label_score": [0.02, 0.3, 0.9, 0.9, 0.8, 0.7, 0.02, 0.02],
-            "is_label_issue": [True, True, False, False, False, False, True, True],
-            "outlier_score": 0.5,
-            "is_outlier_issue": [False, False, False, True, False, False, False, False],
-            "near_duplicate_score": 0.5,
-            "is_near_duplicate_issue": [False, False, False, False, True, True, False, False],
-            "near_duplicate_set": [-1, -1, -1, -1, 0, 0, -1, -1],
-        }
+def found(issues: pd.DataFrame, kind: str, scores: dict[int, float]) -> None:
+    for row, score in scores.items():
+        issues.loc[row, [f"is_{kind}_issue", f"{kind}_score"]] = [True, score]
+
+
+def suspected(issues: pd.DataFrame, row: int, label: float, suggested: float, agreement: float = 1.0) -> None:
+    columns = ["is_label_issue", "label_score", "suggested_score", "suggested_agreement"]
+    issues.loc[row, columns] = [True, label, suggested, agreement]
+
+
+def decided(issues, policy=POLICY, rare=(), reviewed=None) -> tuple[list[str], list[str], list[Why]]:
+    """Action, kind (empty for none) and why of every sample."""
+    mask = np.isin(np.arange(len(issues)), list(rare))
+    verdicts = decide(issues, policy, mask, reviewed)
+    return (
+        [ACTIONS[action] for action in verdicts.action],
+        ["" if kind == NONE else KINDS[kind] for kind in verdicts.kind],
+        [Why(why) for why in verdicts.why],
     )
 
 
-def decided(samples, issues, policy=POLICY, reviews=NO_REVIEWS) -> pd.DataFrame:
-    return build_ledger(samples, issues, policy, reviews)[0]
+def test_nothing_is_done_where_nothing_is_found(issues):
+    actions, kinds, whys = decided(issues)
+    assert set(actions) == {"keep"}
+    assert set(kinds) == {""}
+    assert set(whys) == {Why.NOTHING}
 
 
-def review(sample_id: str, decision: str, label: str = "", note: str = "") -> dict[str, str]:
-    return {"sample_id": sample_id, "decision": decision, "label": label, "reviewer": "r",
-            "decided_at": "2026-01-01", "note": note}  # fmt: skip
+def test_a_relabel_needs_a_confident_model_and_an_ensemble_that_agrees(issues):
+    suspected(issues, 0, 0.02, 0.8)
+    suspected(issues, 1, 0.02, 0.79)
+    suspected(issues, 2, 0.02, 0.95, agreement=0.5)
+    suspected(issues, 3, 0.02, 0.95, agreement=0.6)
+    actions, kinds, whys = decided(issues)
+    assert actions[:4] == ["relabel", "drop", "drop", "relabel"]
+    assert kinds[:4] == ["label_error"] * 4
+    assert whys[:4] == [Why.SURE, Why.UNSURE, Why.UNSURE, Why.SURE]
 
 
-def test_sure_errors_are_relabelled_and_unsure_ones_dropped(samples, issues):
-    ledger = decided(samples, issues)
-    assert list(ledger.columns) == LEDGER_COLUMNS
-    assert ledger.loc[0, ["label", "action", "weight"]].tolist() == ["b", "relabel", 1.0]
-    assert ledger.loc[1, ["label", "action", "weight"]].tolist() == ["a", "drop", 0.0]
-    assert ledger["given_label"].tolist() == samples["label"].tolist()
-    assert ledger.loc[:1, "reason"].str.startswith("label_error").all()
-    assert (ledger.loc[2:5, "action"] == "keep").all()
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_goes_by_its_own_score_and_threshold(issues, kind):
+    policy = with_kinds(**{kind: KindPolicy("drop", 0.7, "reweight")})
+    if kind == "label_error":
+        suspected(issues, 0, 0.3, 0.1)
+        suspected(issues, 3, 0.31, 0.1)
+    else:
+        found(issues, kind, {0: 0.3, 3: 0.31})
+    issues["near_duplicate_set"] = [4, 4, -1, 4, -1, -1, -1, -1]
+    if kind == "near_duplicate":  # the best of the set: the others are judged
+        found(issues, kind, {1: 0.3})
+        issues.loc[1, "label_score"] = 0.99
+    actions, kinds, whys = decided(issues, policy)
+    assert [actions[row] for row in (0, 2, 3)] == ["drop", "keep", "reweight"]
+    assert (kinds[0], kinds[3]) == (kind, kind)
+    assert (whys[0], whys[3]) == (Why.SURE, Why.UNSURE)
 
 
-@pytest.mark.parametrize(("action", "weight"), [("drop", 0.0), ("reweight", 0.5), ("keep", 1.0)])
-def test_label_errors_get_the_action_of_the_policy(samples, issues, action, weight):
-    ledger = decided(samples, issues, replace(POLICY, label_errors=action))
-    assert ledger.loc[:1, "action"].tolist() == [action, action]
-    assert ledger.loc[:1, "weight"].tolist() == [weight, weight]
-    assert ledger.loc[:1, "label"].tolist() == ["a", "a"]
+def test_keep_does_nothing_however_sure_and_whatever_otherwise_says(issues):
+    suspected(issues, 0, 0.0, 1.0)
+    suspected(issues, 1, 0.4, 0.4)
+    actions, _, whys = decided(issues, with_kinds(label_error=KindPolicy("keep", 0.8, "drop")))
+    assert actions[:2] == ["keep", "keep"]
+    assert whys[:2] == [Why.KEPT, Why.KEPT]
 
 
-def test_policies_leave_validation_and_test_alone_and_ask_for_review(samples, issues):
-    ledger = decided(samples, issues)
-    assert ledger.loc[6:, "action"].tolist() == ["keep", "keep"]
-    assert ledger.loc[6:, "label"].tolist() == ["a", "b"]
-    assert ledger.loc[6:, "reason"].str.contains("review").all()
+def test_the_strongest_action_holds_and_of_equal_ones_the_first_kind(issues):
+    policy = with_kinds(
+        outlier=KindPolicy("reweight", 0.5, "keep"),
+        blurry=KindPolicy("drop", 0.5, "keep"),
+        dark=KindPolicy("drop", 0.5, "keep"),
+    )
+    suspected(issues, 0, 0.02, 0.95)
+    suspected(issues, 1, 0.02, 0.95)
+    found(issues, "outlier", {0: 0.1, 2: 0.1, 3: 0.1, 4: 0.1})
+    found(issues, "blurry", {1: 0.1, 2: 0.1, 3: 0.9})
+    found(issues, "dark", {2: 0.1})
+    found(issues, "odd_size", {4: 0.1, 5: 0.1})
+    actions, kinds, _ = decided(issues, policy)
+    assert actions[:6] == ["relabel", "drop", "drop", "reweight", "reweight", "keep"]
+    assert kinds[:6] == ["label_error", "blurry", "dark", "outlier", "outlier", "odd_size"]
 
 
-def test_outliers_and_all_but_the_best_of_near_duplicates_get_theirs(samples, issues):
-    ledger = decided(samples, issues, replace(POLICY, outliers="drop", near_duplicates="reweight"))
-    assert ledger.loc[3, ["action", "reason"]].tolist() == ["drop", "outlier"]
-    assert ledger.loc[4, "action"] == "keep"
-    assert ledger.loc[5, ["action", "weight", "reason"]].tolist() == ["reweight", 0.5, "near_duplicate"]
+def test_policies_leave_other_splits_alone(issues):
+    suspected(issues, 6, 0.0, 1.0)
+    found(issues, "outlier", {7: 0.0})
+    issues.loc[7, "split"] = "unlabeled"
+    actions, kinds, whys = decided(issues, with_kinds(outlier=KindPolicy("drop", 0.0, "drop")))
+    assert actions[6:] == ["keep", "keep"]
+    assert kinds[6:] == ["label_error", "outlier"]
+    assert whys[6:] == [Why.OUTSIDE, Why.OUTSIDE]
 
 
-def test_no_policy_leaves_a_class_with_fewer_than_the_minimum(samples, issues):
-    issues.loc[2, ["is_label_issue", "suggested_score", "label_score"]] = [True, 0.5, 0.25]
-    ledger = decided(samples, issues, replace(POLICY, label_errors="drop", min_per_class=2))
-    # of the three dropped samples of class a the two with the likeliest labels come back
-    assert ledger.loc[:2, "action"].tolist() == ["drop", "keep", "keep"]
-    assert ledger.loc[1, "reason"].endswith("the class needs it")
+def test_in_a_rare_class_only_what_is_sure_is_done(issues):
+    """0 is sure by 0.95 / 0.97; 1 and 2 are low, but nothing else is likelier by far."""
+    suspected(issues, 0, 0.02, 0.95)
+    suspected(issues, 1, 0.02, 0.1)
+    suspected(issues, 2, 0.1, 0.85)
+    suspected(issues, 3, 0.1, 0.85)
+    found(issues, "outlier", {4: 0.1, 5: 0.2})
+    policy = with_kinds(outlier=KindPolicy("drop", 0.5, "keep"))
+    actions, _, whys = decided(issues, policy, rare=[0, 1, 2, 4, 5])
+    assert actions[:6] == ["relabel", "keep", "keep", "relabel", "drop", "keep"]
+    assert whys[:6] == [Why.SURE, Why.RARE, Why.RARE, Why.SURE, Why.SURE, Why.RARE]
+    assert decided(issues, policy)[0][:6] == ["relabel", "drop", "relabel", "relabel", "drop", "drop"]
 
 
-def test_reviewers_outrank_policies_in_every_split(samples, issues):
-    reviews = pd.DataFrame(
-        [review(IDS[0], "keep"), review(IDS[2], "drop", note="blurred"), review(IDS[7], "relabel", "a"),
-         review("f" * 16, "drop")]
-    )  # fmt: skip
-    ledger, unknown = build_ledger(samples, issues, POLICY, reviews)
-    assert unknown == ["f" * 16]
-    assert ledger.loc[0, ["label", "action", "weight", "decided_by"]].tolist() == [
-        "a",
-        "keep",
-        1.0,
-        "reviewer",
-    ]
-    assert ledger.loc[2, ["action", "weight", "reason"]].tolist() == ["drop", 0.0, "blurred"]
-    assert ledger.loc[7, ["label", "action"]].tolist() == ["a", "relabel"]
-    assert (ledger["decided_by"] == "reviewer").sum() == 3
+def test_a_rare_class_changes_nothing_where_the_policy_keeps(issues):
+    suspected(issues, 0, 0.4, 0.5)
+    found(issues, "outlier", {1: 0.6})
+    policy = with_kinds(label_error=KEEP, outlier=KindPolicy("drop", 0.5, "keep"))
+    assert decided(issues, policy, rare=[0, 1])[2][:2] == [Why.KEPT, Why.UNSURE]
 
 
-def test_changes_are_counted_by_given_class(samples, issues):
-    changes = changes_by_class(decided(samples, issues)).set_index("class")
-    assert changes.loc["a", ["given", "keep", "relabel", "drop", "curated"]].tolist() == [3, 1, 1, 1, 1]
-    assert changes.loc["b", ["given", "keep", "curated"]].tolist() == [3, 3, 4]
+def test_of_two_kinds_that_keep_the_one_that_asks_for_review_is_named(issues):
+    suspected(issues, 0, 0.02, 0.1)
+    found(issues, "outlier", {0: 0.4})
+    policy = with_kinds(label_error=KEEP, outlier=KindPolicy("drop", 0.5, "keep"))
+    _, kinds, whys = decided(issues, policy, rare=[0])
+    assert (kinds[0], whys[0]) == ("outlier", Why.RARE)
 
 
-def test_relabels_are_taken_back_too_where_a_class_would_end_with_fewer(samples, issues):
-    # class a: one surely b, one perhaps b, one good; with a floor of 3 all of them stay
-    ledger = decided(samples, issues, replace(POLICY, min_per_class=3))
-    assert ledger.loc[:2, "label"].tolist() == ["a", "a", "a"]
-    assert ledger.loc[:2, "action"].tolist() == ["keep"] * 3
-    # with a floor of 2 the drop comes back and the sure relabel stands
-    ledger = decided(samples, issues, replace(POLICY, min_per_class=2))
-    assert ledger.loc[:2, "action"].tolist() == ["relabel", "keep", "keep"]
-
-
-def claimed(*disputes, split: str | None = None) -> pd.DataFrame:
-    """Conflicts of some samples, each with the labels that it stands under; `split`, frozen, for all."""
-    rows = [(name, label, f"{label}/{name}.png", split) for name, labels in disputes for label in labels]
-    return pd.DataFrame(rows, columns=CONFLICT_COLUMNS)
+DROP_TWINS = with_kinds(
+    near_duplicate=KindPolicy("drop", 0.0, "drop"), blurry=KindPolicy("drop", 0.0, "drop")
+)
 
 
 @pytest.fixture
-def unlabelled(samples, issues):
-    """Samples 2 and 3 without a label; 2 stood under b and a, and so did 7, of the test split."""
-    for table, column in ((samples, "label"), (issues, "given_label")):
-        table.loc[2:3, "split"] = "unlabeled"
-        table.loc[2:3, column] = None
-    issues.loc[2:3, "label_score"] = float("nan")
-    return claimed((IDS[2], "ba"), (IDS[7], "ba"))
+def twins(issues) -> pd.DataFrame:
+    """0, 1 and 2 are one set, 0 with the likeliest label; 4 and 6 another, 6 outside training."""
+    found(issues, "near_duplicate", {0: 0.0, 1: 0.0, 2: 0.0, 4: 0.0, 6: 0.0})
+    issues.loc[[0, 1, 2, 4, 6], "near_duplicate_set"] = [0, 0, 0, 1, 1]
+    issues.loc[:2, "label_score"] = [0.9, 0.7, 0.8]
+    return issues
 
 
-def test_unlabelled_samples_stay_unlabelled_with_the_reason(samples, issues, unlabelled):
-    policy = replace(POLICY, outliers="drop")
-    ledger, _ = build_ledger(samples, issues, policy, NO_REVIEWS, unlabelled)
-    rows = ledger.loc[2:3]
-    assert (
-        rows[["split", "action", "weight", "decided_by"]].to_numpy().tolist()
-        == [["unlabeled", "keep", 1.0, "policy"]] * 2
-    )  # sample 3 is an outlier, but policies act on the training split alone
-    assert rows[["given_label", "label"]].isna().all().all()
-    assert rows["reason"].tolist() == ["conflicting_labels: a, b; for review", "unlabeled"]
-    assert ledger.loc[7, ["label", "action"]].tolist() == ["b", "keep"]
-    assert ledger.loc[7, "reason"].startswith("conflicting_labels")
-    assert count_unlabeled(samples, ledger) == {"unlabeled": 2, "labelled": 0, "dropped": 0}
+def test_of_near_duplicates_the_best_labelled_stays(twins):
+    actions, kinds, whys = decided(twins, DROP_TWINS)
+    assert actions[:5] == ["keep", "drop", "drop", "keep", "keep"]
+    assert kinds[:3] == ["near_duplicate"] * 3
+    assert (whys[0], whys[4], whys[6]) == (Why.BEST, Why.BEST, Why.OUTSIDE)
 
 
-def test_a_label_from_a_reviewer_moves_a_sample_to_training(samples, issues, unlabelled):
-    reviews = pd.DataFrame([review(IDS[2], "relabel", "a"), review(IDS[3], "drop")])
-    ledger, _ = build_ledger(samples, issues, POLICY, reviews, unlabelled)
-    assert ledger.loc[2, ["split", "label", "action", "weight", "decided_by"]].tolist() == [
-        "train", "a", "relabel", 1.0, "reviewer",
-    ]  # fmt: skip
-    assert pd.isna(ledger.loc[2, "given_label"])
-    assert ledger.loc[3, ["split", "action", "weight"]].tolist() == ["unlabeled", "drop", 0.0]
-    assert count_unlabeled(samples, ledger) == {"unlabeled": 2, "labelled": 1, "dropped": 1}
-    changes = changes_by_class(ledger).set_index("class")
-    before = changes_by_class(build_ledger(samples, issues, POLICY, NO_REVIEWS, unlabelled)[0])
-    before = before.set_index("class")
-    assert changes.loc["a", "curated"] == before.loc["a", "curated"] + 1
-    assert changes.loc["a", "given"] == before.loc["a", "given"]
+def test_a_set_keeps_one_that_nothing_else_takes_away(twins):
+    found(twins, "blurry", {0: 0.1})
+    actions, kinds, _ = decided(twins, DROP_TWINS)
+    assert actions[:3] == ["drop", "drop", "keep"]
+    assert kinds[0] == "blurry"
+    found(twins, "blurry", {1: 0.1, 2: 0.1})
+    assert decided(twins, DROP_TWINS)[0][:3] == ["drop"] * 3
 
 
-def test_a_reviewer_who_keeps_an_unlabelled_sample_leaves_it_unlabelled(samples, issues, unlabelled):
-    ledger, _ = build_ledger(samples, issues, POLICY, pd.DataFrame([review(IDS[3], "keep")]), unlabelled)
-    assert ledger.loc[3, ["split", "action", "decided_by"]].tolist() == ["unlabeled", "keep", "reviewer"]
-    assert pd.isna(ledger.loc[3, "label"])
+def test_a_sample_with_its_own_label_stays_before_a_relabelled_one(twins):
+    suspected(twins, 0, 0.95, 0.96)
+    assert decided(twins, DROP_TWINS)[0][:3] == ["drop", "drop", "keep"]
 
 
-def test_a_reviewer_moves_nothing_out_of_test(samples, issues, unlabelled):
-    reviews = pd.DataFrame([review(IDS[7], "relabel", "a")])
-    ledger, _ = build_ledger(samples, issues, POLICY, reviews, unlabelled)
-    assert ledger.loc[7, ["split", "label", "decided_by"]].tolist() == ["test", "a", "reviewer"]
+def test_what_reviewers_did_settles_which_of_a_set_is_left(twins):
+    reviewed = np.full(len(twins), NONE, np.int8)
+    reviewed[0] = ACTIONS.index("drop")
+    assert decided(twins, DROP_TWINS, reviewed=reviewed)[0][1:3] == ["drop", "keep"]
+    reviewed[[0, 1]] = NONE, ACTIONS.index("relabel")
+    assert decided(twins, DROP_TWINS, reviewed=reviewed)[0][:3] == ["drop", "keep", "drop"]
 
 
-def test_a_reason_names_a_few_of_many_conflicting_labels(samples, issues):
-    conflicts = claimed((IDS[6], [f"class {number}" for number in range(12)]))
-    ledger, _ = build_ledger(samples, issues, POLICY, NO_REVIEWS, conflicts)
-    assert ledger.loc[6, "reason"].endswith("class 10, class 11, class 2 and 7 more; for review")
+def test_near_duplicates_of_no_set_are_no_set_together(twins):
+    twins.loc[:2, "near_duplicate_set"] = -1
+    assert decided(twins, DROP_TWINS)[0][:3] == ["keep"] * 3
 
 
-def test_without_unlabelled_samples_there_is_nothing_to_count(samples, issues):
-    assert count_unlabeled(samples, decided(samples, issues)) == {}
+def test_scores_that_are_missing_are_not_sure(issues):
+    suspected(issues, 0, np.nan, np.nan, np.nan)
+    found(issues, "outlier", {1: np.nan})
+    policy = with_kinds(outlier=KindPolicy("drop", 0.0, "reweight"))
+    assert decided(issues, policy)[0][:2] == ["drop", "reweight"]
+    assert decided(issues, policy, rare=[0, 1])[0][:2] == ["keep", "keep"]
 
 
-@pytest.mark.parametrize(
-    ("frozen", "split"),
-    [("train", "train"), ("val", "val"), ("test", "test"), ("unlabeled", "train"), (None, "train")],
-)
-def test_a_disputed_sample_returns_to_the_split_it_was_frozen_in(samples, issues, unlabelled, frozen, split):
-    conflicts = claimed((IDS[2], "ba"), split=frozen)
-    reviews = pd.DataFrame([review(IDS[2], "relabel", "a"), review(IDS[3], "relabel", "b")])
-    ledger, _ = build_ledger(samples, issues, POLICY, reviews, conflicts)
-    assert ledger.loc[2:3, "split"].tolist() == [split, "train"]
-    assert ledger.loc[2, ["label", "action", "decided_by"]].tolist() == ["a", "relabel", "reviewer"]
-    assert count_unlabeled(samples, ledger) == {"unlabeled": 2, "labelled": 2, "dropped": 0}
+def test_a_kind_without_a_policy_is_kept(issues):
+    found(issues, "light", {0: 0.0})
+    actions, kinds, whys = decided(issues, replace(POLICY, kinds={}))
+    assert (actions[0], kinds[0], whys[0]) == ("keep", "light", Why.KEPT)
 
 
-@pytest.mark.parametrize("decision", ["keep", "drop"])
-def test_only_a_label_brings_a_disputed_sample_back(samples, issues, unlabelled, decision):
-    conflicts = claimed((IDS[2], "ba"), split="test")
-    reviews = pd.DataFrame([review(IDS[2], decision)])
-    assert build_ledger(samples, issues, POLICY, reviews, conflicts)[0].loc[2, "split"] == "unlabeled"
-    assert build_ledger(samples, issues, POLICY, NO_REVIEWS, conflicts)[0].loc[2, "split"] == "unlabeled"
-
-
-def test_conflicts_of_an_older_base_name_no_frozen_split(samples, issues, unlabelled):
-    older = unlabelled.drop(columns="split")
-    assert frozen_splits(older) == frozen_splits(unlabelled) == frozen_splits(None) == {}
-    reviews = pd.DataFrame([review(IDS[2], "relabel", "a")])
-    assert build_ledger(samples, issues, POLICY, reviews, older)[0].loc[2, "split"] == "train"
-
-
-PROBS = np.tile(np.array([0.1, 0.2, 0.7], np.float32), (8, 1))  # c is what the models would have
-
-
-def test_a_conflict_is_suggested_the_likeliest_of_the_claimed_labels(issues, unlabelled):
-    before = issues.copy()
-    suggested = suggest_claimed(issues, unlabelled, PROBS, list("abc"))
-    assert suggested.loc[2, "suggested_label"] == "b"
-    assert suggested.loc[2, "suggested_score"] == pytest.approx(0.2)
-    assert suggested.loc[7, "suggested_label"] == "a"  # b is what it is labelled
-    assert suggested.loc[7, "suggested_score"] == pytest.approx(0.1)
-    others = [0, 1, 3, 4, 5, 6]
-    pd.testing.assert_frame_equal(suggested.loc[others], before.loc[others])
-    pd.testing.assert_frame_equal(issues, before)
-
-
-def test_equally_likely_claims_are_suggested_in_the_order_of_the_classes(issues):
-    probs = np.full((8, 3), 1 / 3, np.float32)
-    assert (
-        suggest_claimed(issues, claimed((IDS[0], "cb")), probs, list("abc")).loc[0, "suggested_label"] == "b"
-    )
-
-
-@pytest.mark.parametrize(
-    ("labels", "probs"), [("bc", None), (["zebra"], PROBS), (["a"], PROBS)], ids=["blind", "unknown", "given"]
-)
-def test_without_probabilities_or_another_claimed_class_nothing_is_suggested(issues, labels, probs):
-    row = suggest_claimed(issues, claimed((IDS[0], labels)), probs, list("abc")).loc[0]
-    assert row[["suggested_label", "suggested_score"]].isna().all()
-
-
-def test_claims_of_samples_that_are_not_there_suggest_nothing(issues):
-    for conflicts in (claimed(("f" * 16, "ab")), claimed(), None):
-        pd.testing.assert_frame_equal(suggest_claimed(issues, conflicts, PROBS, list("abc")), issues)
+def test_issues_of_an_older_version_are_named(issues):
+    check_kinds(issues)
+    with pytest.raises(WinnowError, match="without blurry: run `dvc repro`"):
+        check_kinds(issues.drop(columns="is_blurry_issue"))

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from issue_table import clean_issues
 
 from stages.dataset import Dataset
 
@@ -10,22 +11,8 @@ from stages.dataset import Dataset
 @pytest.fixture
 def issues(tiny_dataset: Dataset) -> pd.DataFrame:
     samples = tiny_dataset.samples
-    table = pd.DataFrame(
-        {
-            "sample_id": samples["sample_id"],
-            "split": samples["split"],
-            "given_label": samples["label"],
-            "suggested_label": samples["label"].map({"a": "b", "b": "c", "c": "a"}),
-            "suggested_score": 0.1,
-            "label_score": 0.8,
-            "is_label_issue": False,
-            "outlier_score": 0.9,
-            "is_outlier_issue": False,
-            "near_duplicate_score": 0.9,
-            "is_near_duplicate_issue": False,
-            "near_duplicate_set": -1,
-        }
-    )
+    table = clean_issues(samples)
+    table["suggested_label"] = samples["label"].map({"a": "b", "b": "c", "c": "a"})
     table.loc[[5, 40, 62, 80], "is_label_issue"] = True
     table.loc[[5, 40, 62, 80], "label_score"] = [0.3, 0.1, 0.2, 0.05]
     table.loc[[7], ["is_outlier_issue", "outlier_score"]] = [True, 0.01]

@@ -151,6 +151,16 @@ def test_filters_carry_on_through_a_decision(page, issues):
     assert "Its near-duplicates" in duplicate
 
 
+def test_the_filter_offers_the_kinds_that_were_found(open_page, tiny_dataset, issues):
+    issues.loc[9, "is_blurry_issue"] = True
+    page = open_page(tiny_dataset)
+    text = page.browser.get("/?kind=blurry").text
+    assert shown(text) == issues["sample_id"][9]
+    assert '<option value="blurry" selected>blurry images' in text
+    assert '<option value="near_duplicate">' in text
+    assert '<option value="dark"' not in text
+
+
 def test_a_conflict_is_settled_with_one_of_the_claimed_labels(open_page, partly_labelled, pile, conflicts):
     page = open_page(partly_labelled, None, conflicts)
     text = page.browser.get("/?kind=conflict").text
@@ -427,15 +437,13 @@ def data(workspace, tiny_dataset, issues, embeddings) -> Path:
     with new_folder(workspace / "data/noise") as folder:
         write_table(folder / "issues.parquet", issues)
         np.save(folder / "embeddings.npy", embeddings)
+        np.save(folder / "pred_probs.npy", np.tile(np.array([[0.1, 0.6, 0.3]], np.float32), (len(issues), 1)))
     return workspace
 
 
 def test_the_command_knows_the_decisions_on_copies_and_the_probabilities(data, issues):
     name = issues["sample_id"][80]
     (data / "data/reviews.csv").write_text(HEADER + f"{'0' * 16},drop,,r,2026-01-01,\n")
-    np.save(
-        data / "data/noise/pred_probs.npy", np.tile(np.array([[0.1, 0.6, 0.3]], np.float32), (len(issues), 1))
-    )
     rows = [(name, label, f"{label}.png", "test") for label in "ac"]
     write_table(data / "data/ingested/conflicts.parquet", pd.DataFrame(rows, columns=CONFLICT_COLUMNS))
     with new_folder(data / "reports/ingest") as folder:

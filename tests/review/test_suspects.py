@@ -27,6 +27,20 @@ def test_the_worst_label_of_any_split_comes_first(tiny_dataset, issues, embeddin
     )
 
 
+def test_every_kind_of_issue_comes_up_worst_first_and_is_named(tiny_dataset, issues, embeddings):
+    issues.loc[[3, 90], "is_blurry_issue"] = True
+    issues.loc[[3, 90], "blurry_score"] = [0.2, 0.1]
+    evidence = Evidence(tiny_dataset, issues, embeddings)
+    assert evidence.queue("blurry") == ids(issues, [90, 3])
+    assert evidence.queue("dark") == ()
+    assert evidence.sample(issues["sample_id"][3]).kinds == ("blurry",)
+
+
+def test_issues_of_an_older_version_are_one_line(tiny_dataset, issues, embeddings):
+    with pytest.raises(WinnowError, match=r"older version's, without light, odd_size: run `dvc repro`"):
+        Evidence(tiny_dataset, issues.drop(columns=["is_light_issue", "is_odd_size_issue"]), embeddings)
+
+
 def test_a_sample_carries_issue_and_ledger(tiny_dataset, issues, embeddings):
     name = issues["sample_id"][40]
     ledger = pd.DataFrame(
