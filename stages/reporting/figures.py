@@ -10,6 +10,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,8 +25,32 @@ INK, MUTED, RULE = "#22272e", "#667080", "#d8dce2"
 # Grey for what is compared with, then colours that also differ for the colour-blind.
 SERIES = ("#8b93a1", "#2f6db5", "#d9731a", "#2e8b6f", "#8a5aa8", "#b8932a")
 _DPI = 110
+# Of a gallery, in pixels.
+_GAP, _LINE, _WIDEST_HEADING = 8, 13, 760
+_HEADING: dict[str, Any] = {"ha": "left", "va": "top", "fontsize": 9}
+_TITLE: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 7, "linespacing": 1.15}
 _MAX_NAMES = 40  # classes that can still be named along an axis
 _MAX_NUMBERS = 14  # classes whose counts can still be read in a confusion matrix
+
+
+@dataclass(frozen=True)
+class Section:
+    """Some images of a gallery under a heading of their own.
+
+    Attributes
+    ----------
+    heading : a line above them, empty for none
+    images : uint8, H×W×C (C 1 or 3) or H×W; they may differ in size
+    titles : one an image, of one or more lines; long ones are wrapped, then cut
+    """
+
+    heading: str
+    images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
+    titles: Sequence[str]
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.titles):
+            raise ValueError(f"{len(self.images)} images but {len(self.titles)} titles")
 
 
 def image_grid(
@@ -38,54 +63,89 @@ def image_grid(
     heading: str = "",
     empty: str = "nothing to show",
 ) -> None:
-    """Write a grid of small images, each with its title above it.
-
-    Parameters
-    ----------
-    images : uint8, H×W×C (C 1 or 3) or H×W; they may differ in size
-    titles : one an image, of one or more lines; long ones are wrapped, then cut
-    path : the PNG to write
-    columns : images a row, at most
-    cell : width and height that each image is brought to, in pixels, its proportions kept
-    heading : a line above the grid
-    empty : what the picture says where there are no images
+    """Write a grid of small images, each with its title above it: a gallery of one section.
 
     Raises
     ------
     ValueError
         Where there are not as many titles as images.
     """
-    if len(images) != len(titles):
-        raise ValueError(f"{len(images)} images but {len(titles)} titles")
-    if len(images) == 0:
-        _note(empty, path)
+    gallery([Section(heading, images, titles)], path, columns=columns, cell=cell, empty=empty)
+
+
+def gallery(
+    sections: Sequence[Section],
+    path: Path,
+    *,
+    columns: int = 10,
+    cell: int = 84,
+    together: int = 1,
+    empty: str = "nothing to show",
+) -> None:
+    """Write grids of small images below one another, each image with its title above it.
+
+    Parameters
+    ----------
+    sections : from top to bottom; those without images are left out
+    path : the PNG to write
+    columns : images a row, at most
+    cell : width and height that each image is brought to, in pixels, its proportions kept
+    together : so many neighbours belong together, and have a wider gap to the next ones
+    empty : what the picture says where there are no images
+    """
+    sections = [section for section in sections if len(section.images)]
+    if not sections:
+        note(empty, path)
         return
-    gap, line, top = 8, 13, 26 if heading else 4
-    wrapped = [_wrap(title, (cell + gap) // 6) for title in titles]
-    lines = max(len(parts) for parts in wrapped)
-    columns = max(1, min(columns, len(images)))
-    rows = -(-len(images) // columns)
-    step_y = cell + lines * line + gap
-    width = max(columns * (cell + gap) + gap, 240 if heading else 0)
-    canvas = np.full((top + rows * step_y + gap, width, 3), 255, np.uint8)
-    corners = []
-    for number, image in enumerate(images):
-        x = gap + (number % columns) * (cell + gap)
-        y = top + (number // columns) * step_y + lines * line
+    columns = max(1, min(columns, max(len(section.images) for section in sections)))
+    lefts = [_GAP + (cell + _GAP) * number + 2 * _GAP * (number // together) for number in range(columns)]
+    wide = [min(7 * len(section.heading), _WIDEST_HEADING) + 2 * _GAP for section in sections]
+    width = max(lefts[-1] + cell + _GAP, *wide)
+    bands: list[NDArray[np.uint8]] = []
+    texts: list[_Text] = []
+    for section in sections:
+        below = sum(len(band) for band in bands)
+        band, written = _band(section, lefts, cell, width)
+        bands.append(band)
+        texts += [replace(text, y=text.y + below) for text in written]
+    pixels = np.concatenate(bands)
+    height = len(pixels)
+    with canvas(width / 100, height / 100, path, dpi=100, layout=None) as figure:
+        figure.figimage(pixels)
+        for text in texts:
+            look = _HEADING if text.heading else _TITLE
+            figure.text(text.x / width, 1 - text.y / height, text.text, color=INK, **look)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A heading hangs from its place, a title stands on it; in pixels from the upper left corner."""
+
+    x: float
+    y: int
+    text: str
+    heading: bool = False
+
+
+def _band(
+    section: Section, lefts: Sequence[int], cell: int, width: int
+) -> tuple[NDArray[np.uint8], list[_Text]]:
+    """The pixels of a section, and the texts to write on them."""
+    wrapped = [_wrap(title, (cell + _GAP) // 6) for title in section.titles]
+    over = _LINE * max(len(parts) for parts in wrapped)
+    start, step = (26 if section.heading else 4), cell + over + _GAP
+    rows = -(-len(section.images) // len(lefts))
+    band = np.full((start + rows * step + _GAP, width, 3), 255, np.uint8)
+    texts = [_Text(_GAP, 8, shorten(section.heading, width // 7), heading=True)] if section.heading else []
+    for number, (image, parts) in enumerate(zip(section.images, wrapped, strict=True)):
+        row, column = divmod(number, len(lefts))
+        upper, left = start + row * step + over, lefts[column]
+        texts.append(_Text(left + cell / 2, upper - 3, "\n".join(parts)))
         thumbnail = _thumbnail(image, cell)
-        offset_y, offset_x = (cell - thumbnail.shape[0]) // 2, (cell - thumbnail.shape[1]) // 2
-        y0, x0 = y + offset_y, x + offset_x
-        canvas[y0 : y0 + thumbnail.shape[0], x0 : x0 + thumbnail.shape[1]] = thumbnail
-        corners.append((x, y))
-    with _figure(width / 100, canvas.shape[0] / 100, path, dpi=100, layout=None) as figure:
-        figure.figimage(canvas)
-        height = canvas.shape[0]
-        for (x, y), parts in zip(corners, wrapped, strict=True):
-            place = ((x + cell / 2) / width, 1 - (y - 3) / height)
-            text = "\n".join(parts)
-            figure.text(*place, text, ha="center", va="bottom", fontsize=7, color=INK, linespacing=1.15)
-        if heading:
-            figure.text(gap / width, 1 - 8 / height, heading, ha="left", va="top", fontsize=9, color=INK)
+        high, wide, _ = thumbnail.shape
+        y, x = upper + (cell - high) // 2, left + (cell - wide) // 2
+        band[y : y + high, x : x + wide] = thumbnail
+    return band, texts
 
 
 def confusion_matrices(matrices: Mapping[str, NDArray[np.int64]], classes: list[str], path: Path) -> None:
@@ -98,7 +158,7 @@ def confusion_matrices(matrices: Mapping[str, NDArray[np.int64]], classes: list[
     path : the PNG to write
     """
     size = float(np.clip(0.26 * len(classes) + 1.1, 3.4, 6.5))
-    with _figure(size * len(matrices), size + 0.4, path) as figure:
+    with canvas(size * len(matrices), size + 0.4, path) as figure:
         panels = figure.subplots(1, len(matrices), squeeze=False)[0]
         for number, (axes, (title, matrix)) in enumerate(zip(panels, matrices.items(), strict=True)):
             share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
@@ -107,8 +167,8 @@ def confusion_matrices(matrices: Mapping[str, NDArray[np.int64]], classes: list[
             axes.set_xlabel("predicted")
             if number == 0:
                 axes.set_ylabel("true")
-            _name_axis(axes, classes, "x")
-            _name_axis(axes, classes if number == 0 else [""] * len(classes), "y")
+            name_axis(axes, classes, "x")
+            name_axis(axes, classes if number == 0 else [""] * len(classes), "y")
             if len(classes) > _MAX_NUMBERS:
                 continue
             for (row, column), count in np.ndenumerate(matrix):
@@ -134,9 +194,9 @@ def curves(
     log : titles of the charts with a logarithmic y axis
     """
     if not any(panels.values()):
-        _note("no curves were written", path)
+        note("no curves were written", path)
         return
-    with _figure(3.7 * len(panels), 3.0, path) as figure:
+    with canvas(3.7 * len(panels), 3.0, path) as figure:
         charts = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (title, lines) in zip(charts, panels.items(), strict=True):
             for (name, (x, y)), colour in zip(lines.items(), _colours(len(lines)), strict=True):
@@ -145,7 +205,7 @@ def curves(
             axes.set_xlabel(x_label)
             if title in log:
                 axes.set_yscale("log")
-            _open_axes(axes)
+            open_axes(axes)
             if lines:
                 axes.legend(frameon=False)
 
@@ -162,7 +222,7 @@ def class_bars(
     path : the PNG to write
     y_label, top : of the vertical axis
     """
-    with _figure(float(np.clip(0.55 * len(classes) + 2, 6, 14)), 3.2, path) as figure:
+    with canvas(float(np.clip(0.55 * len(classes) + 2, 6, 14)), 3.2, path) as figure:
         axes = figure.subplots()
         wide = 0.8 / max(len(values), 1)
         for number, ((name, heights), colour) in enumerate(
@@ -172,8 +232,8 @@ def class_bars(
             axes.bar(at, heights, wide * 0.92, color=colour, label=name)
         axes.set_ylim(0, top)
         axes.set_ylabel(y_label)
-        _name_axis(axes, classes, "x")
-        _open_axes(axes)
+        name_axis(axes, classes, "x")
+        open_axes(axes)
         axes.legend(frameon=False, ncols=len(values), loc="lower left", bbox_to_anchor=(0, 1))
 
 
@@ -191,7 +251,7 @@ def reliability_diagrams(
     ----------
     Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599, figure 1.
     """
-    with _figure(3.3 * len(bins), 3.2, path) as figure:
+    with canvas(3.3 * len(bins), 3.2, path) as figure:
         panels = figure.subplots(1, len(bins), squeeze=False)[0]
         colours = _colours(len(bins))
         for axes, (title, (confidence, accuracy, counts)), colour in zip(
@@ -207,7 +267,7 @@ def reliability_diagrams(
             axes.scatter(confidence[there], accuracy[there], sizes, color=colour, zorder=3)
             axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", aspect="equal")
             axes.set_title(title, fontsize=10)
-            _open_axes(axes)
+            open_axes(axes)
         panels[0].set_ylabel("accuracy (dots), share of images (bars)")
 
 
@@ -217,6 +277,12 @@ def shorten(text: str, limit: int) -> str:
     return clean if len(clean) <= limit else clean[: max(limit - 1, 0)] + "…"
 
 
+def change_title(before: str, after: str) -> str:
+    """`before → after`, of which neither can push the other out: on two lines where they are long."""
+    short = shorten(before, 26), shorten(after, 24)
+    return f"{short[0]} → {short[1]}" if len("".join(short)) <= 11 else f"{short[0]}\n→ {short[1]}"
+
+
 def _wrap(title: str, width: int) -> list[str]:
     """The lines of a title, each of at most `width` characters; at most three for a line given."""
     parts = [shorten(part, 10 * width) for part in title.split("\n") if part]
@@ -224,7 +290,7 @@ def _wrap(title: str, width: int) -> list[str]:
 
 
 @contextmanager
-def _figure(
+def canvas(
     width: float,
     height: float,
     path: Path,
@@ -251,9 +317,9 @@ def _figure(
         figure.savefig(path, format="png", metadata={"Software": None})
 
 
-def _note(text: str, path: Path) -> None:
+def note(text: str, path: Path) -> None:
     """A picture that says why there is none: an output that is declared has to be there."""
-    with _figure(4.2, 0.7, path, layout=None) as figure:
+    with canvas(4.2, 0.7, path, layout=None) as figure:
         figure.text(0.5, 0.5, text, ha="center", va="center", color=MUTED, fontsize=10)
 
 
@@ -271,7 +337,7 @@ def _thumbnail(image: NDArray[np.uint8], cell: int) -> NDArray[np.uint8]:
     return np.asarray(picture.resize(size, method))
 
 
-def _name_axis(axes: Axes, classes: Sequence[str], which: str) -> None:
+def name_axis(axes: Axes, classes: Sequence[str], which: str) -> None:
     """Class names along an axis, or none where they could not be read."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     if len(classes) > _MAX_NAMES:
@@ -281,10 +347,14 @@ def _name_axis(axes: Axes, classes: Sequence[str], which: str) -> None:
     steep = which == "x" and max(len(name) for name in names) > 3
     axis.set_ticks(range(len(classes)), labels=names)
     if steep:
-        axes.tick_params("x", labelrotation=60)
+        # By their ends, or nobody could tell which name belongs to which tick.
+        axis.set_tick_params(rotation=60)
+        for label in axis.get_ticklabels():
+            label.set(ha="right", rotation_mode="anchor")
 
 
-def _open_axes(axes: Axes) -> None:
+def open_axes(axes: Axes) -> None:
+    """Only the two axes with figures on them, and thin lines across."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)

@@ -7,12 +7,20 @@ forbids itself scripts and anything from elsewhere.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
+from stages.reporting.findings import (
+    done_by_kind,
+    found_by_split,
+    kept_for_review,
+    order_line,
+    rare_classes,
+    switched_off,
+)
 from stages.reporting.pages import render_template
 from stages.reporting.story import (
     HEADLINE,
@@ -25,10 +33,22 @@ from stages.reporting.story import (
     verdict,
 )
 
-_ELSEWHERE = ("evaluate", "ingest")  # further up, and on the data card
+_ELSEWHERE = ("ingest", "detect_noise", "curate", "evaluate")  # on the data card, and in their own sections
+# Of pictures that were found and done, in the order in which the page shows them.
+_FOUND = {
+    "label_errors.png": "The least plausible labels: given → suggested, and what the models think of each",
+    "transition.png": "How labels were mixed up, as far as the suspects tell; grey is right",
+    "near_duplicates.png": "Near-duplicates: under two labels one of them is wrong, in two splits they leak",
+    "outliers.png": "Images that are unlike all others",
+    "image_checks.png": "What the checks of single images found",
+}
+_DONE = {
+    "class_balance.png": "Each class as given and as curated",
+    "changes.png": "What was changed in the training split",
+}
 _CAPTIONS = {
-    "detect_noise/label_errors.png": "The least plausible labels: given → suggested",
-    "curate/changes.png": "What the policy changed in the training split",
+    **{f"detect_noise/{name}": caption for name, caption in _FOUND.items()},
+    **{f"curate/{name}": caption for name, caption in _DONE.items()},
     "augment/preview.png": "Augmented copies",
     "synthesize/samples.png": "Generated images",
 }
@@ -37,6 +57,7 @@ _MOST_ROWS = 200  # of a table in the page; the file beside it holds all of them
 
 def render_page(story: Story) -> str:
     """The whole of `index.html`; the same story gives the same bytes."""
+    found, done = (story.summaries.get(stage, {}) for stage in ("detect_noise", "curate"))
     context: dict[str, Any] = {
         "story": story,
         "models": MODELS,
@@ -47,6 +68,15 @@ def render_page(story: Story) -> str:
         "rows": score_rows(story),
         "one_sided": intervals_beside(story),
         "noise": story.metrics.get("noise", {}),
+        "found": plain_table(found_by_split(found)),
+        "switched_off": switched_off(found),
+        "order": order_line(found),
+        "found_pictures": pictures_of(story, "detect_noise", list(_FOUND)),
+        "done": plain_table(done_by_kind(done)),
+        "kept_for_review": kept_for_review(done),
+        "rare": rare_classes(done),
+        "reasons": plain_table(story.table("curate/reasons.csv")),
+        "done_pictures": pictures_of(story, "curate", list(_DONE)),
         "treatments": treatment_rows(story.table("evaluate/treatments.csv")),
         "fallbacks": fallbacks(story),
         "quality": plain_table(pd.DataFrame(story.quality)),
@@ -59,6 +89,13 @@ def render_page(story: Story) -> str:
         "summaries": {stage: flatten(summary) for stage, summary in story.summaries.items()},
     }
     return render_template("page.html.j2", context, {"figure": figure_text, "signed": signed_text})
+
+
+def pictures_of(story: Story, stage: str, first: Sequence[str]) -> list[dict[str, str]]:
+    """The pictures of a stage as the template shows them: `first` in that order, then all others."""
+    names = {name: number for number, name in enumerate(first)}
+    own = [picture for picture in story.pictures if picture.stage == stage]
+    return [_inline(picture) for picture in sorted(own, key=lambda one: names.get(one.name, len(names)))]
 
 
 def headline(story: Story) -> tuple[str, str]:
@@ -195,7 +232,7 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str
 
 def cell_text(value: object) -> str:
     """A value as a table shows it: four significant digits, nothing for none."""
-    if value is None or (isinstance(value, float) and pd.isna(value)):
+    if value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value)):
         return ""
     if isinstance(value, float):
         return f"{value:.4g}"

@@ -28,6 +28,7 @@ TABLES = (
     "ingest/class_counts.csv",
     "ingest/quarantine.parquet",
     "ingest/duplicates.parquet",
+    "curate/reasons.csv",
     "synthesize/gan_history.csv",
     "baseline/history.csv",
     "train/history.csv",
@@ -35,6 +36,7 @@ TABLES = (
     "evaluate/per_class.csv",
     "evaluate/treatments.csv",
 )
+_TEXT = ["class", "label", "model", "synthesised_by", "split", "kind", "protection", "action"]
 _PNG = b"\x89PNG\r\n\x1a\n"
 _LARGEST_PICTURE = 4 * 2**20
 
@@ -168,7 +170,7 @@ def _table(path: Path) -> pd.DataFrame | None:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError):
         return None
-    for name in table.columns.difference(["class", "label", "model", "synthesised_by"]):
+    for name in table.columns.difference(_TEXT):
         numbers = pd.to_numeric(table[name].replace("", "nan"), errors="coerce")
         if numbers.notna().any() or (table[name] == "").all():
             table[name] = numbers

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from stages.errors import WinnowError
 from stages.reporting.figures import shorten
+from stages.reporting.findings import (
+    done_by_kind,
+    found_by_split,
+    kept_for_review,
+    order_line,
+    switched_off,
+)
 from stages.reporting.story import HEADLINE, METRICS, MODELS, Story, fallbacks, read_story, verdict
 
 WIDTH = 100
@@ -47,6 +57,8 @@ def summarise(story: Story) -> str:
     parts = [
         score_table(story),
         noise_lines(story),
+        found_table(story),
+        done_table(story),
         treatment_table(story),
         unlabeled_line(story),
         next_lines(),
@@ -83,6 +95,36 @@ def noise_lines(story: Story) -> str:
             f"  precision {noise['precision']:.3f}   recall {noise['recall']:.3f}   F1 {noise['f1']:.3f}",
         ]
     )
+
+
+def found_table(story: Story) -> str:
+    """Issues by kind and split, without kinds of which there are none, and the checks that were off."""
+    summary = story.summaries.get("detect_noise", {})
+    table = found_by_split(summary)
+    if table.empty:
+        return ""
+    counts = table.drop(columns="kind")
+    table = table[counts.fillna(0).sum(axis=1) > 0]
+    lines = ["Found, by split", _table([["", *counts], *_cells(table)])]
+    off = [name for name, _ in switched_off(summary)]
+    if off:
+        lines.append(shorten(f"  not looked for: {', '.join(off)}", WIDTH))
+    order = order_line(summary)
+    return "\n".join([*lines, *textwrap.wrap(order, WIDTH, initial_indent="  ", subsequent_indent="  ")])
+
+
+def done_table(story: Story) -> str:
+    """What curation did to the training split by what decided, and what it left for review."""
+    summary = story.summaries.get("curate", {})
+    table = done_by_kind(summary)
+    lines = []
+    if not table.empty:
+        lines += [
+            "Done to the training split, by what decided",
+            _table([["", *table.columns[1:]], *_cells(table)]),
+        ]
+    lines += [f"  left for review: {count} {why}" for why, count in kept_for_review(summary)]
+    return "\n".join(lines)
 
 
 def treatment_table(story: Story) -> str:
@@ -138,6 +180,10 @@ def _figure(figures: dict[str, float], *, signed: bool = False) -> str:
 def _method(said: object) -> str:
     """`gan+random` of `gan 40, random 3`: the column before says how many there are in all."""
     return shorten("+".join(part.split(" ")[0] for part in str(said).split(", ")), 12)
+
+
+def _cells(table: pd.DataFrame) -> list[list[str]]:
+    return [["" if pd.isna(value) else str(value) for value in row] for row in table.itertuples(index=False)]
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

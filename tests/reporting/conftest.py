@@ -87,3 +87,21 @@ def reports(tmp_path):
     image_grid(np.zeros((2, 8, 8, 1), np.uint8), ["a", "b"], root / "detect_noise/label_errors.png")
     (root / "curate/broken.png").write_bytes(b"<script>alert(1)</script>")
     return root
+
+
+@pytest.fixture
+def findings(reports):
+    """`reports` with the summaries of `detect_noise` and `curate`, and pictures of both."""
+    root = reports
+    split = {"samples": 10, "label_error": 3, "outlier": 1, "dark": 0}
+    found = {"splits": {"train": split, "test": split}, "non_iid": 0.001}
+    found["checks"] = {"label_error": "on", "outlier": "on", "dark": f"9 of 10 are {NASTY}"}
+    (root / "detect_noise/summary.json").write_text(json.dumps(found), "utf-8")
+    done = {"kinds": {"label_error": {"drop": 2, "relabel": 5}}, "rare_classes": [NASTY]}
+    done |= {"protection": {"rare_class": 4}, "outside_training": {"test": 3}}
+    (root / "curate/summary.json").write_text(json.dumps(done), "utf-8")
+    row = {"split": "train", "kind": "label_error", "protection": "", "action": "drop", "class": "007"}
+    pd.DataFrame([row | {"samples": 2}]).to_csv(root / "curate/reasons.csv", index=False)
+    for name in ("detect_noise/transition", "detect_noise/another", "curate/class_balance"):
+        image_grid(np.zeros((1, 8, 8, 1), np.uint8), [name], root / f"{name}.png")
+    return root

@@ -55,6 +55,37 @@ def test_an_empty_grid_is_still_a_picture(tmp_path):
     assert pixels(tmp_path / "grid.png").size
 
 
+def test_sections_stand_below_one_another_and_empty_ones_are_left_out(tmp_path):
+    image = np.zeros((1, 8, 8, 1), np.uint8)
+    one, two = figures.Section("one", image, ["a"]), figures.Section("two", image, ["b"])
+    heights = {}
+    for name, sections in {
+        "one": [one],
+        "two": [one, two],
+        "gap": [one, figures.Section("", [], []), two],
+    }.items():
+        figures.gallery(sections, tmp_path / f"{name}.png")
+        heights[name] = pixels(tmp_path / f"{name}.png").shape[0]
+    assert heights["two"] == 2 * heights["one"]
+    assert (tmp_path / "two.png").read_bytes() == (tmp_path / "gap.png").read_bytes()
+
+
+def test_what_belongs_together_stands_closer(tmp_path):
+    section = figures.Section("", np.zeros((4, 8, 8, 1), np.uint8), [""] * 4)
+    figures.gallery([section], tmp_path / "pairs.png", together=2, cell=40)
+    dark = np.flatnonzero((pixels(tmp_path / "pairs.png") == 0).all(axis=2).any(axis=0))
+    first, second, third = np.diff(dark)[np.diff(dark) > 1]
+    assert first == third < second
+
+
+def test_a_change_shows_both_names_however_long():
+    assert figures.change_title("cat", "dog") == "cat → dog"
+    before, after = figures.change_title("x" * 300, "y" * 300).split("\n")
+    assert before.startswith("xxx")
+    assert after.startswith("→ yyy")
+    assert max(len(before), len(after)) < 30
+
+
 def test_as_many_titles_as_images(tmp_path):
     with pytest.raises(ValueError, match="2 images but 1 titles"):
         figures.image_grid(np.zeros((2, 8, 8, 1), np.uint8), ["a"], tmp_path / "grid.png")

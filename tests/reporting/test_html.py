@@ -9,6 +9,7 @@ import pytest
 from stages.reporting.html import cell_text, counts_by_split, flatten, headline, render_page
 from stages.reporting.story import Story, read_story
 
+NASTY = "<img src=x onerror=alert(1)>\"'&"
 VOID = {"meta", "img", "br", "link"}
 
 
@@ -80,11 +81,34 @@ def test_needs_nothing_else_and_runs_no_scripts(reports):
     assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
 
 
+def test_tells_what_was_found_and_what_was_done(findings):
+    page = Page(render_page(read_story(findings)))
+    for said in (
+        "label errors 3 3 6",
+        "Files that follow one another look alike (p = 0.001)",
+        f"Not looked for: dark (9 of 10 are {NASTY}).",
+        "label errors 2 5 0 0",
+        "4 in training, because the class is rare",
+        "3 suspected labels in test",
+        f"Rare: {NASTY}.",
+        "train label_error drop 007 2",
+    ):
+        assert said in page.words
+
+
+def test_pictures_of_a_stage_stand_in_its_section_the_most_telling_first(findings):
+    text = render_page(read_story(findings))
+    names = ["label_errors", "transition", "another", "class_balance"]
+    places = [text.index(f"{name}.png</code>") for name in names]
+    assert places == sorted(places)
+    assert text.index('id="found"') < places[0] < places[2] < text.index('id="done"') < places[3]
+    assert places[3] < text.index('id="classes"')
+
+
 def test_names_are_text_and_never_markup(reports):
-    nasty = "<img src=x onerror=alert(1)>\"'&"
     text = render_page(read_story(reports))
     page = Page(text)
-    assert nasty in page.text
+    assert NASTY in page.text
     assert "onerror=alert" not in text.replace("&lt;img src=x onerror=alert(1)&gt;", "")
     assert all(attributes.get("src") != "x" for _, attributes in page.tags)
 

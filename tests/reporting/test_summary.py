@@ -53,6 +53,26 @@ def test_fits_the_terminal_also_with_many_classes_and_long_names(reports):
     assert "40 more in reports/synthesize/quality.json" in text
 
 
+def test_without_summaries_nothing_is_said_of_what_was_found_and_done(text):
+    assert "Found" not in text
+    assert "Done to" not in text
+
+
+def test_what_was_found_and_done(findings):
+    text = summarise(read_story(findings))
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    for line in (
+        "label errors 3 3 6",
+        "not looked for: dark",
+        "label errors 2 5 0 0",
+        "left for review: 4 in training, because the class is rare",
+        "left for review: 3 suspected labels in test",
+    ):
+        assert line in lines
+    assert "p = 0.001" in text
+    assert max(map(len, text.splitlines())) <= WIDTH
+
+
 def test_commands_to_look_further(text):
     for command in ("make ui", "make flow", "reports/evaluate/index.html", "make review", "dvc metrics diff"):
         assert command in text.split("Look further")[1]
