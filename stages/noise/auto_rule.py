@@ -68,8 +68,10 @@ def automatic_errors(labels: Labels, pred_probs: Floats) -> NDArray[np.bool_]:
     evidence = _evidence(labels, pred_probs)
     wrong = round(_error_rate(evidence, pred_probs) * len(labels))
     score = evidence.log_odds + _PAIR_WEIGHT * _pair_evidence(evidence)
-    flagged = np.zeros(len(labels), bool)
-    flagged[np.argsort(-score, kind="stable")[:wrong]] = True
+    if wrong == 0:
+        return np.zeros(len(labels), bool)
+    # Not the first so many: of equal scores, as saturated models give, all are flagged or none.
+    flagged = score >= np.partition(score, -wrong)[-wrong]
     return flagged & (evidence.log_odds > _rare_class_bar(labels, evidence.classes))
 
 
@@ -93,7 +95,9 @@ def _error_rate(evidence: _Evidence, pred_probs: Floats) -> float:
 
 
 def _evidence(labels: Labels, pred_probs: Floats) -> _Evidence:
-    corrected = pred_probs / np.maximum(pred_probs.mean(0), 1e-6) ** _CORRECTION
+    # A class that no label names is not lifted: its mean is small for want of samples, not of training.
+    named = np.bincount(labels, minlength=pred_probs.shape[1]) > 0
+    corrected = pred_probs / np.where(named, np.maximum(pred_probs.mean(0), 1e-6) ** _CORRECTION, 1.0)
     corrected /= np.maximum(corrected.sum(1, keepdims=True), _TINY)
     rows = np.arange(len(labels))
     predicted = corrected.argmax(1)
@@ -115,10 +119,13 @@ def _extrapolated_rate(evidence: _Evidence) -> float:
     and the model's own mistakes, E u^γ with E tied to γ, as seen on many models with known labels.
     The answer is the posterior mean over a grid of both.
     """
-    contradicted = evidence.predicted != evidence.labels
     order = np.argsort(-evidence.confidence, kind="stable")
+    contradicted = (evidence.predicted != evidence.labels)[order]
+    # Equal confidences share what is found at any of them, so that the order of samples decides nothing.
+    ties = _runs(evidence.confidence[order])
+    contradicted = (np.bincount(ties, weights=contradicted) / np.bincount(ties))[ties]
     count = len(order)
-    bins = np.array_split(contradicted[order], min(_BINS, max(1, count // _SMALLEST_BIN)))
+    bins = np.array_split(contradicted, min(_BINS, max(1, count // _SMALLEST_BIN)))
     size = np.array([len(part) for part in bins], np.float64)
     hits = np.array([part.sum() for part in bins], np.float64)
     rank = (np.cumsum(size) - size / 2) / count
@@ -167,8 +174,10 @@ def _pair_evidence(evidence: _Evidence) -> Floats:
     order = np.lexsort((-evidence.confidence, predicted))
     size = np.bincount(predicted, minlength=classes)
     first = np.cumsum(size) - size
+    ties = _runs(predicted[order], evidence.confidence[order])
+    better = np.flatnonzero(np.diff(ties, prepend=-1))[ties] - first[predicted[order]]
     upper = np.zeros(len(labels), bool)
-    upper[order] = (np.arange(len(labels)) - first[predicted[order]]) < size[predicted[order]] / 2
+    upper[order] = better < size[predicted[order]] / 2
     counted = upper & (predicted != labels)
     cells = predicted[counted] * classes + labels[counted]
     pairs = np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
@@ -176,6 +185,14 @@ def _pair_evidence(evidence: _Evidence) -> Floats:
     share = (pairs * (classes - 1.0) + _PAIR_PRIOR) / (total + _PAIR_PRIOR)
     evidence_: Floats = np.log(share[evidence.suggested, labels])
     return evidence_
+
+
+def _runs(*keys: NDArray[np.generic]) -> Labels:
+    """The number of the run, from 0, that each position of sorted keys is in."""
+    new = np.zeros(len(keys[0]), bool)
+    for key in keys:
+        new[1:] |= key[1:] != key[:-1]
+    return np.cumsum(new)
 
 
 def _rare_class_bar(labels: Labels, classes: int) -> Floats:

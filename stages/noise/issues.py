@@ -147,8 +147,8 @@ def find_issues(
     _refuse_unequal(samples, pred_probs, embeddings, judged, agreement, images)
     report = dict.fromkeys(("label_error", *KINDS), ON)
     known = np.ones(len(samples), bool) if judged is None else judged
-    if not labels_can_be_judged(samples, pred_probs, classes):
-        reason = "the model is no better than guessing at the training labels"
+    reason = _why_not_judged(samples, pred_probs, classes, known)
+    if reason:
         report |= {"label_error": reason, "underperforming_group": reason}
         known = np.zeros(len(samples), bool)
     table = _label_issues(samples, pred_probs, classes, rule, known)
@@ -176,11 +176,20 @@ def find_issues(
     return Findings(pd.concat([table, odd], axis=1)[ISSUE_COLUMNS], report | image_report, p_value)
 
 
-def labels_can_be_judged(samples: pd.DataFrame, pred_probs: NDArray[np.float32], classes: list[str]) -> bool:
-    """Whether the out-of-sample probabilities know enough of the training labels to contradict them."""
-    training = (samples["split"] == "train").to_numpy()
+def _why_not_judged(
+    samples: pd.DataFrame, pred_probs: NDArray[np.float32], classes: list[str], judged: NDArray[np.bool_]
+) -> str:
+    """Why the models know too little of the training labels to contradict them; empty where they do not.
+
+    Only labels that could be known are asked about: others would pass for mistakes of the model.
+    """
+    training = (samples["split"] == "train").to_numpy() & judged
     labels = label_indices(samples.loc[training, "label"], classes)
-    return better_than_chance(labels, pred_probs[training].astype(np.float64))
+    if len(np.unique(labels)) < 2:
+        return "the models could learn the labels of one class only"
+    if better_than_chance(labels, pred_probs[training].astype(np.float64)):
+        return ""
+    return "the model is no better than guessing at the training labels"
 
 
 def _label_issues(
@@ -190,7 +199,7 @@ def _label_issues(
     rule: str,
     judged: NDArray[np.bool_],
 ) -> pd.DataFrame:
-    """Labels only; a split of which nothing may be judged is not asked about."""
+    """Labels only. What cannot be judged is kept from the rule, which would take it for sure errors."""
     names = np.asarray(classes, dtype=object)
     table = samples[["sample_id", "split"]].reset_index(drop=True)
     table["given_label"] = samples["label"].to_numpy()
@@ -208,8 +217,10 @@ def _label_issues(
         table.loc[where, "suggested_label"] = names[suggested]
         table.loc[where, "suggested_score"] = score
         table.loc[where, "label_score"] = probs[np.arange(len(labels)), labels]
-        if judged[where].any():
-            table.loc[where, "is_label_issue"] = find_label_errors(labels, probs, rule) & judged[where]
+        asked = judged[where]
+        if asked.any():
+            wrong = find_label_errors(labels[asked], probs[asked], rule)
+            table.loc[np.flatnonzero(where)[asked], "is_label_issue"] = wrong
     return table
 
 
