@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+
+from stages.errors import WinnowError
+from stages.noise.splitting import split_folds
+
+LABELS = np.repeat([0, 1, 2], [30, 20, 10])
+
+
+def grouped(*members: list[int], count: int = 60) -> np.ndarray:
+    """Every sample by itself, but for the members named."""
+    groups = np.arange(count)
+    for rows in members:
+        groups[rows] = rows[0]
+    return groups
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "members",
+    [
+        [],
+        [[30, 31]],  # fewer than scikit-learn's splitter takes
+        [list(range(12)), [20, 40, 59], [30, 31]],
+        [[row, row + 1] for row in range(0, 30, 2)],
+        [[row, row + 1] for row in range(0, 60, 2)],  # none is by itself
+        [[row, row + 1] for row in range(0, 56, 2)],  # too few are
+    ],
+)
+def test_a_group_is_never_on_both_sides_of_a_fold(members: list[list[int]], seed: int):
+    groups = grouped(*members)
+    parts = split_folds(LABELS, groups, 3, seed)
+    assert sorted(np.concatenate([outside for _, outside in parts])) == list(range(60))
+    for inside, outside in parts:
+        assert not set(groups[inside]) & set(groups[outside])
+        assert sorted([*inside, *outside]) == list(range(60))
+        # stratified all the same: a third of 30, 20 and 10, give or take what the groups demand
+        np.testing.assert_allclose(np.bincount(LABELS[outside], minlength=3), [10, 7, 3], atol=3)
+
+
+def test_groups_of_one_are_as_no_groups():
+    for plain, same in zip(
+        split_folds(LABELS, None, 4, 1), split_folds(LABELS, np.arange(60), 4, 1), strict=True
+    ):
+        np.testing.assert_array_equal(plain[0], same[0])
+        np.testing.assert_array_equal(plain[1], same[1])
+
+
+def test_the_seed_decides():
+    groups = grouped([0, 1], [2, 3], [40, 41])
+    one, same, other = (split_folds(LABELS, groups, 3, seed) for seed in (1, 1, 2**32 + 2))
+    assert all(np.array_equal(a[1], b[1]) for a, b in zip(one, same, strict=True))
+    assert not all(np.array_equal(a[1], b[1]) for a, b in zip(one, other, strict=True))
+
+
+def test_a_class_rarer_than_the_folds_is_missing_from_some():
+    labels = np.r_[np.zeros(20, np.int64), [1, 1]]
+    parts = split_folds(labels, None, 5, 0)
+    assert len(parts) == 5
+    assert sorted(int((labels[outside] == 1).sum()) for _, outside in parts) == [0, 0, 0, 1, 1]
+
+
+def test_a_fold_that_the_groups_leave_empty_is_left_out():
+    groups = np.repeat([0, 1, 2, 3], [30, 28, 1, 1])
+    parts = split_folds(np.zeros(60, np.int64), groups, 4, 0)
+    assert all(len(outside) for _, outside in parts)
+    assert sorted(np.concatenate([outside for _, outside in parts])) == list(range(60))
+
+
+def test_fewer_images_than_folds_is_said():
+    with pytest.raises(WinnowError, match=r"detect_noise\.folds = 5.*has 3 training images"):
+        split_folds(np.array([0, 0, 0, 1]), None, 5, 0)
+    with pytest.raises(WinnowError, match="has 0 training images"):
+        split_folds(np.zeros(0, np.int64), None, 2, 0)
+
+
+def test_fewer_groups_than_folds_is_said():
+    with pytest.raises(WinnowError, match=r"detect_noise\.folds = 3.* form 2 groups.*lower it"):
+        split_folds(LABELS, np.repeat([0, 1], 30), 3, 0)
+    with pytest.raises(WinnowError, match="form 1 group, which"):
+        split_folds(LABELS, np.zeros(60, np.int64), 3, 0)
