@@ -31,7 +31,7 @@ from benchmarks.planting import (
 from stages.curate import read_policy
 from stages.dataset import CONFLICT_COLUMNS, View
 from stages.noise.ensemble import Ensemble, inputs_digest
-from stages.noise.issues import build_issues
+from stages.noise.issues import find_issues
 from stages.noise.ledger import build_ledger
 from stages.params import Params, load_params
 
@@ -168,7 +168,7 @@ def _decisions(arrays: Arrays, given: Labels, params: Params) -> NDArray[np.obje
             "weight": 1.0,
         }
     )
-    issues = build_issues(
+    issues = find_issues(
         samples,
         arrays["probs"].astype(np.float32),
         arrays["embeddings"].astype(np.float32),
@@ -177,7 +177,7 @@ def _decisions(arrays: Arrays, given: Labels, params: Params) -> NDArray[np.obje
         neighbors=params.detect_noise.neighbors,
         judged=arrays.get("judged"),
         agreement=arrays.get("votes"),
-    )
+    ).issues
     reviews = pd.DataFrame(columns=["sample_id", "decision", "label", "reviewer", "decided_at", "note"])
     conflicts = pd.DataFrame(columns=CONFLICT_COLUMNS)
     ledger, _ = build_ledger(samples, issues, read_policy(params.curate), reviews, conflicts)

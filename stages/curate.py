@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -26,13 +26,24 @@ from stages.dataset import (
     write_table,
 )
 from stages.errors import WinnowError
-from stages.noise.policy import Policy, build_ledger, changes_by_class, count_unlabeled, suggest_claimed
-from stages.params import Params
+from stages.issue_kinds import KINDS, PROTECTIONS
+from stages.noise.conflicts import suggest_claimed
+from stages.noise.ledger import (
+    FOR_REVIEW,
+    build_ledger,
+    changes_by_class,
+    changes_by_reason,
+    count_unlabeled,
+    explain,
+    summarise,
+)
+from stages.noise.policy import KindPolicy, Policy, check_kinds
+from stages.noise.protection import rare_classes
+from stages.params import Curate, Params
 from stages.review.reviews import follow_copies, read_duplicates, read_reviews
 from stages.runtime import stage
 from stages.tracking import StageRun
 
-_GALLERY = 40
 _MOST_NAMED = 3  # of unknown samples, in a warning
 
 
@@ -43,26 +54,25 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     Reads data/ingested, data/noise, data/reviews.csv and reports/ingest/duplicates.parquet; writes
     data/curated/ledger.parquet and reports/curate.
     """
+    from stages.reporting.curation_figures import change_gallery, class_balance
+
     base = read_dataset(INGESTED)
     issues, pred_probs = read_noise(base)
     conflicts = read_conflicts(INGESTED)
     reviews = read_reviews(REVIEWS, base.classes)
     reviews = follow_copies(reviews, base.samples["sample_id"], read_duplicates())
-    policy = Policy(**params.curate.model_dump())
+    policy = read_policy(params.curate)
     ledger, unknown = build_ledger(base.samples, issues, policy, reviews, conflicts)
     check_classes_survive(ledger, base.classes)
-    if unknown:
-        more = f" and {len(unknown) - _MOST_NAMED} more" if len(unknown) > _MOST_NAMED else ""
-        print(
-            f"curate: warning: {len(unknown)} of {len(reviews)} reviews in {REVIEWS} are of samples that "
-            f"are not in the data ({', '.join(unknown[:_MOST_NAMED])}{more}); they were left out",
-            file=sys.stderr,
-        )
-    changes = changes_by_class(ledger)
+    _warn_of_unknown(unknown, len(reviews))
+    changes, reasons = changes_by_class(ledger), changes_by_reason(ledger)
     actions = {name: int(changes[name].sum()) for name in ("keep", "relabel", "reweight", "drop")}
+    totals = summarise(reasons)
     unlabeled = count_unlabeled(base.samples, ledger)
     summary = {
         "actions": actions,
+        **totals,
+        "rare_classes": rare_classes(issues, policy.rare_below),
         **({"unlabeled": unlabeled} if unlabeled else {}),
         "conflicting_labels": int(conflicts["sample_id"].nunique()),
         "reviews": len(reviews) - len(unknown),
@@ -73,38 +83,62 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     with new_folder(REPORTS / "curate") as folder:
         write_json(folder / "summary.json", summary)
         changes.to_csv(folder / "changes.csv", index=False)
+        reasons.to_csv(folder / "reasons.csv", index=False)
         suggested = suggest_claimed(issues, conflicts, pred_probs, base.classes)
         queue = review_queue(base.samples, suggested, ledger, conflicts)
         queue.to_csv(folder / "review_queue.csv", index=False)
-        _draw(base, ledger, folder)
+        change_gallery(ledger, base.images, base.samples["row"].to_numpy(), folder / "changes.png")
+        class_balance(changes, folder / "class_balance.png")
     run.log_metrics({f"actions.{name}": count for name, count in actions.items()})
+    run.log_metrics({f"protection.{name}": count for name, count in totals["protection"].items()})
     run.log_artifacts(REPORTS / "curate")
     print("training split: " + ", ".join(f"{count} {name}" for name, count in actions.items()))
+    _tell(totals["protection"], unlabeled, len(queue))
+
+
+def _warn_of_unknown(unknown: list[str], reviews: int) -> None:
+    if unknown:
+        more = f" and {len(unknown) - _MOST_NAMED} more" if len(unknown) > _MOST_NAMED else ""
+        print(
+            f"curate: warning: {len(unknown)} of {reviews} reviews in {REVIEWS} are of samples that "
+            f"are not in the data ({', '.join(unknown[:_MOST_NAMED])}{more}); they were left out",
+            file=sys.stderr,
+        )
+
+
+def _tell(protection: Mapping[str, int], unlabeled: Mapping[str, int], waiting: int) -> None:
+    for name, count in protection.items():
+        if count:
+            print(f"kept for review: {count}, because {PROTECTIONS[name]}")
     if unlabeled:
         print(
             f"unlabeled: {unlabeled['unlabeled']} samples, of which reviewers gave {unlabeled['labelled']} a "
             f"label and dropped {unlabeled['dropped']}; the others are not trained on"
         )
-    print(
-        f"{len(queue)} samples wait for review: {REPORTS / 'curate' / 'review_queue.csv'}, or `make review`"
-    )
+    print(f"{waiting} samples wait for review: {REPORTS / 'curate' / 'review_queue.csv'}, or `make review`")
 
 
-def read_noise(base: Dataset) -> tuple[pd.DataFrame, NDArray[np.floating] | None]:
-    """The issues, and the probabilities (N×K) where they are there, of the samples of `base`.
+def read_policy(choices: Curate) -> Policy:
+    """The section `curate` of params.yaml as the noise room knows it."""
+    given = choices.model_dump()
+    return Policy(kinds={kind: KindPolicy(**given.pop(kind)) for kind in KINDS}, **given)
+
+
+def read_noise(base: Dataset) -> tuple[pd.DataFrame, NDArray[np.floating]]:
+    """The issues, and the probabilities (N×K), of the samples of `base`.
 
     Raises
     ------
     WinnowError
-        Where they are of other samples, or of the same ones in another order.
+        Where they are of other samples, or of the same ones in another order, or where an older
+        version wrote them.
     """
     issues = read_table(NOISE / "issues.parquet")
-    path = NOISE / "pred_probs.npy"
-    pred_probs = read_array(path, mapped=True) if path.is_file() else None
-    shape = (len(base.samples), len(base.classes))
+    pred_probs = read_array(NOISE / "pred_probs.npy", mapped=True)
     same = np.array_equal(issues["sample_id"], base.samples["sample_id"])
-    if not same or (pred_probs is not None and pred_probs.shape != shape):
+    if not same or pred_probs.shape != (len(base.samples), len(base.classes)):
         raise WinnowError("data/noise is of other data than data/ingested: run `dvc repro`")
+    check_kinds(issues)
     return issues, pred_probs
 
 
@@ -122,37 +156,26 @@ def check_classes_survive(ledger: pd.DataFrame, classes: list[str]) -> None:
 def review_queue(
     samples: pd.DataFrame, issues: pd.DataFrame, ledger: pd.DataFrame, conflicts: pd.DataFrame
 ) -> pd.DataFrame:
-    """What nobody has looked at: conflicting labels, then suspected label errors of every split.
+    """What nobody has looked at, the most pressing first.
 
-    All tables but `conflicts` are in the same order. The least plausible labels come first; of
-    conflicts one label at least is wrong.
+    First what only a protection of its class kept from the policy, then conflicting labels, of which
+    one at least is wrong, then suspected label errors of every split; of each the least plausible
+    labels first. All tables but `conflicts` are in the same order.
     """
     conflicting = issues["sample_id"].isin(conflicts["sample_id"]).to_numpy()
-    suspected = conflicting | issues["is_label_issue"].to_numpy(bool)
+    asked = ledger["reason"].str.endswith(FOR_REVIEW).to_numpy(bool)
+    suspected = conflicting | asked | issues["is_label_issue"].to_numpy(bool)
     open_ = suspected & (ledger["decided_by"] != "reviewer").to_numpy()
+    protected = (explain(ledger)["protection"] != "").to_numpy()
     columns = ["sample_id", "split", "given_label", "suggested_label", "suggested_score", "label_score"]
     queue = issues.loc[open_, columns].assign(
         action=ledger.loc[open_, "action"].to_numpy(),
         reason=ledger.loc[open_, "reason"].to_numpy(),
         source=samples.loc[open_, "source"].to_numpy(),
-        first=~conflicting[open_],
+        turn=np.select([protected, conflicting], [0, 1], 2)[open_],
     )
-    queue = queue.sort_values(["first", "label_score", "sample_id"])
-    return queue.drop(columns="first").round(4)
-
-
-def _draw(base: Dataset, ledger: pd.DataFrame, folder: Path) -> None:
-    from stages.reporting.figures import image_grid
-
-    changed = ledger[ledger["action"].isin(["drop", "relabel"]) & (ledger["split"] == "train")]
-    changed = changed.sort_values(["score", "sample_id"]).head(_GALLERY)
-    changed = changed.assign(given_label=changed["given_label"].fillna("no label"))
-    titles = [
-        f"{row.given_label} → {row.label}" if row.action == "relabel" else f"{row.given_label} dropped"
-        for row in changed.itertuples()
-    ]
-    rows = base.samples.loc[changed.index, "row"].to_numpy()
-    image_grid(base.images[rows], titles, folder / "changes.png", columns=8)
+    queue = queue.sort_values(["turn", "label_score", "sample_id"])
+    return queue.drop(columns="turn").round(4)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stages.errors import WinnowError
+from stages.issue_kinds import PixelKind, ShapeKind
 
 PARAMS_FILE = Path("params.yaml")
 _LARGEST_GAN_IMAGE = 64  # pixels
@@ -24,8 +25,8 @@ _LARGEST_GAN_IMAGE = 64  # pixels
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0.0, le=1e6)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
 Target = Literal["majority", "median"] | Count
 Name = Annotated[str, Field(min_length=1)]
 Architecture = Literal["small_cnn", "resnet18", "resnet34", "resnet50"]
@@ -82,15 +83,20 @@ class Simulate(Section):
 class DetectNoise(Section):
     """Cross-validated probabilities, and the rules that turn them into issues."""
 
-    model: Architecture
+    models: Annotated[list[Architecture], Field(min_length=1)]
+    pretrained: Name | None
     folds: Annotated[int, Field(ge=2, le=50)]
     repeats: Annotated[int, Field(ge=1, le=50)]
     epochs: Count
     batch_size: Count
     learning_rate: Positive
+    shift: Annotated[int, Field(ge=0, le=1024)]
+    flip: bool
+    downweight_suspects: bool
     rule: Literal[
         "auto",
         "margin",
+        "corrected_margin",
         "prune_by_class",
         "prune_by_noise_rate",
         "both",
@@ -100,17 +106,58 @@ class DetectNoise(Section):
         "low_self_confidence",
     ]
     neighbors: Annotated[int, Field(ge=1, le=100)]
+    image_checks: Literal["auto"] | list[Literal[PixelKind, ShapeKind]]
+
+    @model_validator(mode="after")
+    def _each_model_once(self) -> Self:
+        if len(set(self.models)) < len(self.models):
+            raise ValueError("models names an architecture twice; for more of one raise repeats")
+        return self
+
+
+class LabelErrorPolicy(Section):
+    """What is done about label errors: `action` from `confidence` on, else `otherwise`."""
+
+    action: Literal["relabel", "drop", "reweight", "keep"]
+    confidence: Probability
+    otherwise: Literal["drop", "reweight", "keep"]
+
+    @model_validator(mode="after")
+    def _milder_where_less_sure(self) -> Self:
+        if self.action == "reweight" and self.otherwise == "drop":
+            raise ValueError(
+                "with action 'reweight', otherwise must be 'reweight' or 'keep': "
+                "what is less sure is not dropped"
+            )
+        return self
+
+
+class IssuePolicy(LabelErrorPolicy):
+    """The same for any other kind of issue, which suggests no label."""
+
+    action: Literal["drop", "reweight", "keep"]
 
 
 class Curate(Section):
-    """What is done about each kind of issue in the training split."""
+    """What is done about each kind of issue in the training split, and how far it may go."""
 
-    label_errors: Literal["relabel", "drop", "reweight", "keep"]
-    relabel_confidence: Probability
-    outliers: Literal["drop", "reweight", "keep"]
-    near_duplicates: Literal["drop", "reweight", "keep"]
+    label_error: LabelErrorPolicy
+    outlier: IssuePolicy
+    near_duplicate: IssuePolicy
+    non_iid: IssuePolicy
+    underperforming_group: IssuePolicy
+    dark: IssuePolicy
+    light: IssuePolicy
+    blurry: IssuePolicy
+    low_information: IssuePolicy
+    odd_size: IssuePolicy
+    odd_aspect_ratio: IssuePolicy
+    relabel_agreement: Probability
     reweight_to: Annotated[float, Field(gt=0.0, lt=1.0)]
-    min_per_class: Annotated[int, Field(ge=0)]
+    min_per_class: Annotated[int, Field(ge=0, le=10**9)]
+    max_lost_per_class: Probability
+    rare_below: Probability
+    rare_confidence: Probability
 
 
 class Transform(Section):
@@ -169,7 +216,7 @@ class Train(Section):
     weight_decay: Annotated[float, Field(ge=0.0)]
     label_smoothing: Share
     class_weighting: Literal["none", "balanced", "sqrt"]
-    shift: Annotated[int, Field(ge=0)]
+    shift: Annotated[int, Field(ge=0, le=1024)]
     flip: bool
     precision: Literal["auto", "fp32", "bf16"]
     early_stopping: bool
@@ -277,7 +324,8 @@ def _describe(error: Any) -> str:
 
 
 def _is_union_tag(part: str) -> bool:
-    return part.startswith(("literal[", "constrained-", "function-")) or part in ("int", "str", "float")
+    tags = ("literal[", "list[", "constrained-", "function-")
+    return part.startswith(tags) or part in ("int", "str", "float")
 
 
 def _suggestion(location: list[str]) -> str:

@@ -1,12 +1,31 @@
-"""Tables as detect_noise leaves them, with nothing found: tests write in what they need."""
+"""Tables as detect_noise leaves them, with nothing found, and a policy: tests write in what they need."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-KINDS = ("outlier", "near_duplicate", "non_iid", "underperforming_group", "dark", "light", "blurry",
-         "low_information", "odd_size", "odd_aspect_ratio")  # fmt: skip
+from stages.issue_kinds import KINDS, OTHER_KINDS, flag_column, score_column
+from stages.noise.policy import KindPolicy, Policy
+
+KEEP = KindPolicy("keep", 0.5, "keep")
+# Label errors alone are acted on, and no class is protected.
+POLICY = Policy(
+    kinds=dict.fromkeys(KINDS, KEEP) | {"label_error": KindPolicy("relabel", 0.8, "drop")},
+    relabel_agreement=0.6,
+    reweight_to=0.5,
+    min_per_class=0,
+    max_lost_per_class=1.0,
+    rare_below=0.0,
+    rare_confidence=0.9,
+)
+
+
+def with_kinds(**kinds: KindPolicy) -> Policy:
+    """`POLICY` with others for some kinds."""
+    return replace(POLICY, kinds={**POLICY.kinds, **kinds})
 
 
 def clean_issues(samples: pd.DataFrame) -> pd.DataFrame:
@@ -24,9 +43,9 @@ def clean_issues(samples: pd.DataFrame) -> pd.DataFrame:
         }
     )
     table.loc[table["given_label"].isna(), "label_score"] = np.nan
-    for kind in KINDS:
-        table[f"{kind}_score"] = 0.9
-        table[f"is_{kind}_issue"] = False
+    for kind in OTHER_KINDS:
+        table[score_column(kind)] = 0.9
+        table[flag_column(kind)] = False
     table["near_duplicate_set"] = -1
     table["underperforming_group"] = -1
     table["neighbors"] = [[] for _ in range(len(table))]

@@ -3,6 +3,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from issue_table import clean_issues
+from ruamel.yaml import YAML
 
 from stages import curate
 from stages.dataset import (
@@ -14,7 +16,7 @@ from stages.dataset import (
     write_dataset,
     write_table,
 )
-from stages.noise.issues import build_issues
+from stages.issue_kinds import KINDS
 
 
 def detect(workspace, base: Dataset, truth: pd.Series) -> None:
@@ -23,8 +25,11 @@ def detect(workspace, base: Dataset, truth: pd.Series) -> None:
     probs = np.full((len(indices), 3), 0.02, np.float32)
     probs[np.arange(len(indices)), indices] = 0.96
     probs[:5] = [0.02, 0.96, 0.02]
-    embeddings = np.random.default_rng(0).normal(size=(len(indices), 8)).astype(np.float32)
-    issues = build_issues(base.samples, probs, embeddings, base.classes, rule="auto", neighbors=5)
+    issues = clean_issues(base.samples)
+    issues["label_score"] = np.where(base.samples["label"].notna(), 0.96, np.nan)
+    wrong = (base.samples.index < 5) & base.samples["label"].notna()
+    issues.loc[wrong, ["is_label_issue", "label_score"]] = [True, 0.02]
+    issues.loc[:4, ["suggested_label", "suggested_score"]] = ["b", 0.96]
     with new_folder(workspace / "data/ingested") as folder:
         write_dataset(folder, base)
     with new_folder(workspace / "data/noise") as folder:
@@ -47,6 +52,14 @@ def piled(tiny_dataset: Dataset, partly_labelled: Dataset, conflicts, workspace)
     return partly_labelled
 
 
+def configure(workspace, **changes: object) -> None:
+    """Change the section `curate` of params.yaml."""
+    path, yaml = workspace / "params.yaml", YAML()
+    params = yaml.load(path)
+    params["curate"].update(changes)
+    yaml.dump(params, path)
+
+
 def add_review(workspace, *rows: str) -> None:
     with (workspace / "data/reviews.csv").open("a") as file:
         file.write("\n".join(rows) + "\n")
@@ -58,7 +71,12 @@ def test_the_ledger_has_a_row_a_sample_and_says_what_was_done(detected: Dataset,
     assert ledger["sample_id"].tolist() == detected.samples["sample_id"].tolist()
     assert ledger.loc[:4, "action"].tolist() == ["relabel"] * 5
     assert "5 relabel" in capsys.readouterr().out
-    assert json.loads((workspace / "reports/curate/summary.json").read_text())["actions"]["relabel"] == 5
+    summary = json.loads((workspace / "reports/curate/summary.json").read_text())
+    assert summary["actions"]["relabel"] == 5
+    assert summary["kinds"] == {"label_error": {"relabel": 5}}
+    assert summary["rare_classes"] == []
+    reasons = pd.read_csv(workspace / "reports/curate/reasons.csv", dtype=str, keep_default_na=False)
+    assert reasons.to_numpy().tolist() == [["train", "label_error", "", "relabel", "a", "5"]]
     assert (workspace / "reports/curate/changes.png").stat().st_size > 1000
     assert split_view(detected, "train", ledger).class_counts.tolist() == [25, 25, 10]
 
@@ -162,13 +180,6 @@ def test_a_disputed_sample_returns_to_the_split_it_was_frozen_in(
     assert "gave 1 a label and dropped 0" in capsys.readouterr().out
 
 
-def test_an_older_base_has_no_frozen_splits_of_conflicts(piled: Dataset, workspace, conflicts):
-    write_table(workspace / "data/ingested/conflicts.parquet", conflicts.drop(columns="split"))
-    add_review(workspace, f"{piled.samples.loc[0, 'sample_id']},relabel,c,r,2026-01-01,")
-    curate.main([])
-    assert read_ledger().loc[0, ["split", "label"]].tolist() == ["train", "c"]
-
-
 def test_a_decision_follows_the_pixels_to_the_copy_that_is_kept(detected: Dataset, workspace, capsys):
     first, second = detected.samples["sample_id"][:2]
     copies = {"0" * 16: first, "1" * 16: second}
@@ -232,3 +243,76 @@ def test_reviewers_can_bring_a_class_its_first_training_images(piled: Dataset, w
     add_review(workspace, f"{samples.loc[rare, 'sample_id'].iloc[0]},relabel,c,r,2026-01-01,")
     curate.main([])
     assert split_view(base, "train", read_ledger()).class_counts[2] == 1
+
+
+def test_policies_come_from_params(detected: Dataset, workspace, make_params):
+    policy = curate.read_policy(make_params({"curate.blurry.action": "drop"}).curate)
+    assert set(policy.kinds) == set(KINDS)
+    assert policy.kinds["blurry"].action == "drop"
+    configure(workspace, label_error={"action": "keep", "confidence": 0.8, "otherwise": "drop"})
+    curate.main([])
+    assert read_ledger()["action"].unique().tolist() == ["keep"]
+
+
+def test_what_a_protection_keeps_comes_first_in_the_queue(piled: Dataset, workspace, capsys):
+    """Class c has 10 training images to 26 and 20: rare below three quarters of the median."""
+    path = workspace / "data/noise/issues.parquet"
+    issues = pd.read_parquet(path)
+    rare = issues.index[(issues["split"] == "train") & (issues["given_label"] == "c")][:2]
+    columns = ["is_label_issue", "label_score", "suggested_label", "suggested_score"]
+    issues.loc[rare[0], columns] = [True, 0.3, "a", 0.6]
+    issues.loc[rare[1], ["is_outlier_issue", "outlier_score"]] = [True, 0.4]
+    write_table(path, issues)
+    configure(workspace, rare_below=0.75, outlier={"action": "drop", "confidence": 0.5, "otherwise": "keep"})
+    curate.main([])
+    ledger = read_ledger()
+    assert ledger.loc[rare, "action"].tolist() == ["keep", "keep"]
+    assert ledger.loc[rare, "reason"].tolist() == [
+        "label_error, but the class is rare: for review",
+        "outlier, but the class is rare: for review",
+    ]
+    queue = pd.read_csv(workspace / "reports/curate/review_queue.csv", dtype=str)
+    assert queue["sample_id"].tolist() == piled.samples["sample_id"][[*rare, 0, 4]].tolist()
+    summary = json.loads((workspace / "reports/curate/summary.json").read_text())
+    assert summary["protection"] == {"rare_class": 2, "max_lost_per_class": 0, "min_per_class": 0}
+    assert summary["rare_classes"] == ["c"]
+    assert "kept for review: 2, because the class is rare" in capsys.readouterr().out
+
+
+def test_suspects_outside_training_are_reported_and_left(detected: Dataset, workspace):
+    path = workspace / "data/noise/issues.parquet"
+    issues = pd.read_parquet(path)
+    row = issues.index[issues["split"] == "test"][0]
+    issues.loc[row, ["is_label_issue", "label_score", "suggested_label"]] = [True, 0.0, "c"]
+    write_table(path, issues)
+    curate.main([])
+    ledger = read_ledger()
+    assert split_hash(detected, "test", ledger) == split_hash(detected, "test")
+    queue = pd.read_csv(workspace / "reports/curate/review_queue.csv", dtype=str)
+    assert queue.loc[0, ["sample_id", "action", "reason"]].tolist() == [
+        issues.loc[row, "sample_id"],
+        "keep",
+        "label_error: outside training, for review",
+    ]
+    summary = json.loads((workspace / "reports/curate/summary.json").read_text())
+    assert summary["outside_training"] == {"test": 1}
+
+
+def test_issues_of_an_older_version_are_one_line(detected: Dataset, workspace, capsys):
+    path = workspace / "data/noise/issues.parquet"
+    write_table(path, pd.read_parquet(path).drop(columns="is_dark_issue"))
+    with pytest.raises(SystemExit):
+        curate.main([])
+    assert capsys.readouterr().err.strip() == (
+        "curate: data/noise/issues.parquet is an older version's, without dark: run `dvc repro`"
+    )
+    assert not (workspace / "data/curated").exists()
+
+
+def test_the_same_inputs_give_the_same_bytes(detected: Dataset, workspace):
+    def written() -> dict[str, bytes]:
+        curate.main([])
+        folders = (workspace / "data/curated", workspace / "reports/curate")
+        return {path.name: path.read_bytes() for folder in folders for path in folder.iterdir()}
+
+    assert written() == written()

@@ -42,6 +42,16 @@ def test_every_key_must_be_given(params_dict: dict[str, Any]) -> None:
         ("simulate.enabled", "yes", ["simulate.enabled = 'yes'", "boolean"]),
         ("simulate.imbalance", 0.5, ["simulate.imbalance = 0.5", "greater than or equal to 1"]),
         ("simulate.max_per_class", 0, ["simulate.max_per_class = 0", "greater than or equal to 1"]),
+        ("detect_noise.models", [], ["detect_noise.models = []", "at least 1"]),
+        ("detect_noise.models", ["vgg"], ["detect_noise.models.0 = 'vgg'", "'resnet18'"]),
+        ("detect_noise.models", ["resnet18"] * 2, ["detect_noise: models names an architecture twice"]),
+        ("detect_noise.image_checks", ["dak"], ["detect_noise.image_checks.0 = 'dak'", "'dark', 'light'"]),
+        ("curate.outlier", "drop", ["curate.outlier = 'drop'", "valid dictionary"]),
+        ("curate.outlier.action", "relabel", ["curate.outlier.action = 'relabel'", "'drop', 'reweight'"]),
+        ("curate.label_error.otherwise", "relabel", ["curate.label_error.otherwise = 'relabel'"]),
+        ("curate.label_error.confidence", 80, ["curate.label_error.confidence = 80", "or equal to 1"]),
+        ("curate.label_error.action", "reweight", ["curate.label_error: with action 'reweight', otherwise"]),
+        ("curate.max_lost_per_class", 1.5, ["curate.max_lost_per_class = 1.5"]),
         ("augment.target", "most", ["augment.target = 'most'", "'majority' or 'median'", "integer"]),
         ("synthesize.gan.width", 12, ["synthesize.gan.width = 12", "multiple of 8"]),
         ("train.precision", "fp16", ["train.precision = 'fp16'", "'auto', 'fp32' or 'bf16'"]),
@@ -70,6 +80,8 @@ def test_wrong_values_are_named(
             "ingest.zzz",
             "ingest.zzz: unknown key; allowed here: color, columns, format, image_size, leaked",
         ),
+        ("curate.label_errors", "curate.label_errors: unknown key; did you mean 'label_error'?"),
+        ("curate.dark.actions", "curate.dark.actions: unknown key; did you mean 'action'?"),
         ("synthesize.gan.step", "synthesize.gan.step: unknown key; did you mean 'steps'?"),
     ],
 )
@@ -77,6 +89,11 @@ def test_unknown_keys_get_a_suggestion(make_params: Callable[..., Params], key: 
     with pytest.raises(WinnowError) as caught:
         make_params({key: 1})
     assert said in str(caught.value)
+
+
+def test_an_ablation_needs_one_key(make_params: Callable[..., Params]) -> None:
+    for action in ("keep", "drop"):
+        assert make_params({"curate.label_error.action": action}).curate.label_error.action == action
 
 
 def test_an_unknown_key_in_a_transform(make_params: Callable[..., Params]) -> None:

@@ -14,13 +14,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stages.errors import WinnowError
+from stages.issue_kinds import PIXEL_KINDS, SHAPE_KINDS, flag_column, score_column
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PIXEL_CHECKS = ("dark", "light", "blurry", "low_information")
-SHAPE_CHECKS = ("odd_size", "odd_aspect_ratio")
-IMAGE_CHECKS = (*PIXEL_CHECKS, *SHAPE_CHECKS)
+IMAGE_CHECKS: tuple[str, ...] = (*PIXEL_KINDS, *SHAPE_KINDS)
 ON = "on"
 
 Checks = Literal["auto"] | Sequence[str]
@@ -65,18 +64,18 @@ def image_issues(
     report = dict.fromkeys(IMAGE_CHECKS, ON)
     report |= {name: "not asked for" for name in IMAGE_CHECKS if name not in wanted}
     if images is None:
-        report |= {name: "no pixels were given" for name in PIXEL_CHECKS if report[name] == ON}
+        report |= {name: "no pixels were given" for name in PIXEL_KINDS if report[name] == ON}
     if checks == "auto":
         report |= _senseless(images, width, height, report)
     found = _by_cleanvision(images, width, height, [name for name in IMAGE_CHECKS if report[name] == ON])
     table = pd.DataFrame(index=pd.RangeIndex(len(width)))
     for name in IMAGE_CHECKS:
-        flag = f"is_{name}_issue"
+        score, flag = score_column(name), flag_column(name)
         share = float(found[flag].mean()) if flag in found else 0.0
         if checks == "auto" and share > COMMON:
             report[name] = f"{share:.0%} of the images would be flagged: the data set is like that"
         on = report[name] == ON and flag in found
-        table[f"{name}_score"] = found[f"{name}_score"].astype(np.float64) if on else np.nan
+        table[score] = found[score].astype(np.float64) if on else np.nan
         table[flag] = found[flag].astype(bool) if on else False
     return table, report
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from stages.dataset import label_indices
 from stages.errors import WinnowError
-from stages.noise.image_checks import IMAGE_CHECKS, ON, Checks, image_issues
+from stages.issue_kinds import EMBEDDING_KINDS, KINDS, OTHER_KINDS, flag_column, score_column
+from stages.noise.image_checks import ON, Checks, image_issues
 from stages.noise.labels import better_than_chance, find_label_errors, suggest_labels
 from stages.noise.nearest import nearest_neighbours, neighbours_of
 from stages.noise.neighbourhood import (
@@ -20,9 +21,6 @@ from stages.noise.neighbourhood import (
     underperforming_groups,
 )
 
-_BY_EMBEDDING = ("outlier", "near_duplicate", "non_iid", "underperforming_group")
-# Kinds of issue beside the wrong label, in the order of their columns.
-KINDS = (*_BY_EMBEDDING, *IMAGE_CHECKS)
 ISSUE_COLUMNS = [
     "sample_id",
     "split",
@@ -32,7 +30,7 @@ ISSUE_COLUMNS = [
     "suggested_agreement",
     "label_score",
     "is_label_issue",
-    *[column for kind in KINDS for column in (f"{kind}_score", f"is_{kind}_issue")],
+    *[column(kind) for kind in OTHER_KINDS for column in (score_column, flag_column)],
     "near_duplicate_set",
     "underperforming_group",
     "neighbors",
@@ -48,7 +46,7 @@ class Findings:
     Attributes
     ----------
     issues : `ISSUE_COLUMNS`, a row a sample
-    checks : for `label_error` and each of `KINDS`: "on", or why it is off
+    checks : for each of `issue_kinds.KINDS`: "on", or why it is off
     non_iid : p-value of the order of the files saying nothing of the images; None where that could
         not be judged
     """
@@ -56,36 +54,6 @@ class Findings:
     issues: pd.DataFrame
     checks: dict[str, str]
     non_iid: float | None
-
-
-def build_issues(
-    samples: pd.DataFrame,
-    pred_probs: NDArray[np.float32],
-    embeddings: NDArray[np.float32],
-    classes: list[str],
-    *,
-    rule: str,
-    neighbors: int,
-    judged: NDArray[np.bool_] | None = None,
-    agreement: NDArray[np.float32] | None = None,
-    images: NDArray[np.uint8] | None = None,
-    checks: Checks = "auto",
-    seed: int = 0,
-) -> pd.DataFrame:
-    """The table of `find_issues`, alone."""
-    return find_issues(
-        samples,
-        pred_probs,
-        embeddings,
-        classes,
-        rule=rule,
-        neighbors=neighbors,
-        judged=judged,
-        agreement=agreement,
-        images=images,
-        checks=checks,
-        seed=seed,
-    ).issues
 
 
 def find_issues(
@@ -122,7 +90,8 @@ def find_issues(
     Returns
     -------
     `Findings`. Its `issues` are in the order of `samples`. Scores lie between 0 and 1, and low is
-    bad, as in cleanlab; they are NaN, and flags False, where a check is off or has no answer:
+    bad, as in cleanlab; they are NaN, and flags False, where a check is off or has no answer; `checks`
+    says so also of one that Datalab fails at:
 
     - `label_score` is the probability of the given label, `suggested_score` that of the suggested
       one (the likeliest other), `suggested_agreement` the share of members that say so (0 to 1). An
@@ -145,7 +114,7 @@ def find_issues(
         `image_issues` do.
     """
     _refuse_unequal(samples, pred_probs, embeddings, judged, agreement, images)
-    report = dict.fromkeys(("label_error", *KINDS), ON)
+    report: dict[str, str] = dict.fromkeys(KINDS, ON)
     known = np.ones(len(samples), bool) if judged is None else judged
     reason = _why_not_judged(samples, pred_probs, classes, known)
     if reason:
@@ -155,22 +124,24 @@ def find_issues(
     table["suggested_agreement"] = _agreement(table["suggested_label"], pred_probs, agreement, classes)
     graph = nearest_neighbours(embeddings, neighbors, seed)
     table["neighbors"] = samples["sample_id"].to_numpy(object)[neighbours_of(graph, _EVIDENCE)].tolist()
-    for kind in _BY_EMBEDDING:
-        table[f"{kind}_score"], table[f"is_{kind}_issue"] = np.nan, False
+    for kind in EMBEDDING_KINDS:
+        table[score_column(kind)], table[flag_column(kind)] = np.nan, False
     for evidence in ("near_duplicate_set", "underperforming_group"):
         table[evidence] = np.full(len(table), -1, np.int64)
     if all_alike(embeddings):
         p_value = None
-        report |= dict.fromkeys(_BY_EMBEDDING, "all embeddings are alike: the model tells no images apart")
+        report |= dict.fromkeys(EMBEDDING_KINDS, "all embeddings are alike: the model tells no images apart")
     else:
         _fill(table, outliers_and_duplicates(graph))
         named = samples.assign(label=table["given_label"].fillna(table["suggested_label"]).to_numpy())
         found, p_value = order_issues(named, graph, classes, seed)
         _fill(table, found)
         if p_value is None:
-            report["non_iid"] = "too few images to judge their order"
+            report["non_iid"] = "too few images, or too much alike, to judge their order"
         if report["underperforming_group"] == ON:
             report["underperforming_group"] = _groups(table, pred_probs, embeddings, classes, known, seed)
+        failed = [kind for kind in EMBEDDING_KINDS if table[score_column(kind)].isna().all()]
+        report |= {kind: "cleanlab's Datalab failed at it" for kind in failed if report[kind] == ON}
     sides = samples["width"].to_numpy(np.int64), samples["height"].to_numpy(np.int64)
     odd, image_report = image_issues(images, *sides, checks)
     return Findings(pd.concat([table, odd], axis=1)[ISSUE_COLUMNS], report | image_report, p_value)

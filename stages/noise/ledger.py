@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from stages.dataset import LEDGER_COLUMNS
+from stages.issue_kinds import KINDS, PROTECTIONS, score_column
 from stages.noise.conflicts import conflict_reasons, frozen_splits
-from stages.noise.policy import ACTIONS, KINDS, NONE, Policy, Verdicts, Why, decide, score_column
-from stages.noise.protection import PROTECTIONS, protect_classes, protected, rare_classes
+from stages.noise.policy import ACTIONS, NONE, Policy, Verdicts, Why, decide
+from stages.noise.protection import protect_classes, protected, rare_classes
 
 FOR_REVIEW = "for review"  # the end of the reason of what a person should look at
 
@@ -61,7 +62,7 @@ def build_ledger(
     rare = samples["label"].isin(rare_classes(issues, policy.rare_below)).to_numpy()
     verdicts = decide(issues, policy, rare, reviewed)
     ledger = _write(samples, issues, verdicts, policy)
-    _explain_missing_labels(ledger, conflicts)
+    _explain_missing_labels(ledger, conflicts, issues["label_score"])
     _apply_reviews(ledger, there, frozen_splits(conflicts), issues["label_score"])
     protect_classes(ledger, policy)
     return ledger[LEDGER_COLUMNS], [str(name) for name in reviews["sample_id"][position < 0]]
@@ -110,14 +111,18 @@ def _reason(kind: str, why: Why, policy: Policy) -> str:
     return kind + suffix[why]
 
 
-def _explain_missing_labels(ledger: pd.DataFrame, conflicts: pd.DataFrame) -> None:
-    """Say why unlabelled samples stay out of training, and which labels were in conflict."""
-    ledger.loc[ledger["split"] == "unlabeled", ["reason", "kind"]] = ["unlabeled", ""]
-    if conflicts.empty:
-        return
+def _explain_missing_labels(ledger: pd.DataFrame, conflicts: pd.DataFrame, label_score: pd.Series) -> None:
+    """Say why unlabelled samples stay out of training, and which labels were in conflict.
+
+    No kind of issue decided about these, so the score is the label's: null where there is none.
+    """
     reasons = ledger["sample_id"].map(conflict_reasons(conflicts))
-    where = reasons.notna() & (ledger["action"] == "keep")
+    reasons = reasons.where(ledger["action"] == "keep").astype("object")
+    reasons = reasons.mask(reasons.isna() & (ledger["split"] == "unlabeled"), "unlabeled")
+    where = reasons.notna().to_numpy()
     ledger.loc[where, "reason"] = reasons[where].astype("str")
+    ledger.loc[where, "score"] = label_score.to_numpy(np.float64)[where]
+    ledger.loc[where, "kind"] = ""
 
 
 def _apply_reviews(
@@ -184,9 +189,9 @@ def explain(ledger: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    In the order of `ledger`: `kind`, one of `policy.KINDS`, `conflicting_labels`, `unlabeled`,
+    In the order of `ledger`: `kind`, one of `issue_kinds.KINDS`, `conflicting_labels`, `unlabeled`,
     `review` where a reviewer decided, or empty where nothing was found; and `protection`, one of
-    `protection.PROTECTIONS`, or empty.
+    `issue_kinds.PROTECTIONS`, or empty.
     """
     number, reasons = pd.factorize(ledger["reason"])
     texts = pd.Series(reasons, dtype="str")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 
+from stages.issue_kinds import flag_column, score_column
 from stages.noise.nearest import unit_vectors
 
 # A group is called underperforming where its labels are, on average, less than this share as
@@ -46,11 +47,13 @@ def outliers_and_duplicates(graph: csr_matrix) -> pd.DataFrame:
     N rows: `outlier_score`, `is_outlier_issue`, `near_duplicate_score`, `is_near_duplicate_issue`,
     `near_duplicate_set` (int64; sets numbered by first member, -1 for none). An outlier is far from
     its neighbours, a near-duplicate near to one, each by the measure of the data's own distances;
-    see cleanlab's guide to Datalab's issue types.
+    see cleanlab's guide to Datalab's issue types. Scores are NaN, and flags False, where Datalab fails.
     """
-    count = graph.shape[0]
-    found, sets = _datalab(graph, {"outlier": {}, "near_duplicate": {}})
-    found["near_duplicate_set"] = _number_sets(list(sets["near_duplicate"]["near_duplicate_sets"]), count)
+    found, infos = _datalab(graph, {"outlier": {}, "near_duplicate": {}})
+    found["near_duplicate_set"] = np.full(graph.shape[0], -1, np.int64)
+    if "near_duplicate" in infos:
+        sets = list(infos["near_duplicate"]["near_duplicate_sets"])
+        found["near_duplicate_set"] = _number_sets(sets, graph.shape[0])
     return found
 
 
@@ -78,7 +81,8 @@ def order_issues(
     Returns
     -------
     `non_iid_score` and `is_non_iid_issue` (as in Datalab: where the data set is not iid, the one
-    sample that shows it most), and the p-value of the data set, or None where there are too few.
+    sample that shows it most), and the p-value of the data set, or None where there are too few,
+    or Datalab fails, as it does where all its permutations are alike.
     """
     count = len(samples)
     table = pd.DataFrame({"non_iid_score": np.full(count, np.nan), "is_non_iid_issue": np.zeros(count, bool)})
@@ -93,7 +97,7 @@ def order_issues(
     starts = np.arange(0, count * k + 1, k)
     ordered = csr_matrix((distances.ravel(), neighbours.ravel(), starts), shape=(count, count))
     found, infos = _datalab(ordered, {"non_iid": {"seed": seed % 2**32}})
-    if "non_iid_score" not in found:  # Datalab fails where all its permutations are alike
+    if "non_iid" not in infos:
         return table, None
     table.loc[order, "non_iid_score"] = found["non_iid_score"].to_numpy()
     table.loc[order, "is_non_iid_issue"] = found["is_non_iid_issue"].to_numpy()
@@ -123,6 +127,7 @@ def underperforming_groups(
     all, 1 where it is not under it), `is_underperforming_group_issue` (the score is under
     `UNDERPERFORMING`: all such groups, where Datalab names the worst one only), and
     `underperforming_group` (int64; the group's number, by first member; -1 where there is no issue).
+    Scores are NaN, and flags False, where Datalab fails.
     """
     from sklearn.cluster import MiniBatchKMeans
 
@@ -157,7 +162,11 @@ def _datalab(
     labels: NDArray[np.int64] | None = None,
     pred_probs: NDArray[np.floating] | None = None,
 ) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
-    """Datalab's findings, and what it says of each check; one that fails it leaves out, quietly."""
+    """Datalab's findings, and what it says of each check.
+
+    A check that fails stops nothing in Datalab, which prints a line and leaves it out. Here its scores are
+    NaN, its flags False, and nothing is said of it.
+    """
     count = graph.shape[0] if graph is not None else len(labels if labels is not None else [])
     with _quiet():
         from cleanlab import Datalab
@@ -166,8 +175,10 @@ def _datalab(
         data = {"row": np.arange(count)} | ({} if labels is None else {"label": labels})
         lab = Datalab(data=data, label_name=None if labels is None else "label", verbosity=0)
         lab.find_issues(pred_probs=pred_probs, knn_graph=graph, issue_types=checks)
-        found = lab.get_issues().reset_index(drop=True)
-        infos = {name: lab.get_info(name) for name in checks if f"{name}_score" in found}
+        found = lab.issues.reset_index(drop=True)  # `get_issues` raises where no check succeeded
+        infos = {name: lab.get_info(name) for name in checks if score_column(name) in found}
+    for name in [name for name in checks if name not in infos]:
+        found[score_column(name)], found[flag_column(name)] = np.nan, False
     return found, infos
 
 

@@ -12,22 +12,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stages.errors import WinnowError
+from stages.issue_kinds import KINDS, flag_column, score_column
 
 Action = Literal["keep", "reweight", "relabel", "drop"]
 ACTIONS: tuple[Action, ...] = ("keep", "reweight", "relabel", "drop")  # the stronger, the later
-KINDS = (
-    "label_error",
-    "outlier",
-    "near_duplicate",
-    "non_iid",
-    "underperforming_group",
-    "dark",
-    "light",
-    "blurry",
-    "low_information",
-    "odd_size",
-    "odd_aspect_ratio",
-)
 NONE = -1  # in place of a kind, and of an action that nobody has decided about
 _KEEP, _DROP = ACTIONS.index("keep"), ACTIONS.index("drop")
 _NEAR_DUPLICATE = KINDS.index("near_duplicate")
@@ -68,7 +56,8 @@ class Policy:
     relabel_agreement : share of the ensemble's members that a relabel needs, 0 to 1
     reweight_to : weight of a sample with the action `reweight`
     min_per_class : no policy leaves a class with fewer training samples
-    max_lost_per_class : share of a class's given training labels that policies may drop or relabel
+    max_lost_per_class : share of a class's given training labels that may be dropped or relabelled in
+        all; what reviewers do counts, and is never taken back
     rare_below, rare_confidence : in a class that is rare (`protection.rare_classes`) every action
         but `keep` needs this confidence
     """
@@ -138,8 +127,8 @@ def decide(
 
     Policies act on the training split alone. Where several kinds of issue are found in one sample,
     the strongest action holds: drop, relabel, reweight, keep; of kinds that ask for the same, the
-    first of `KINDS`. Near-duplicates come last, since they are about what is left: of each set the
-    best-labelled sample that nothing else takes away stays.
+    first of `KINDS`. Near-duplicates come last, since they are about what is left: of those of a set
+    that the policy would act on, and that nothing else takes away, the best-labelled one stays.
 
     Parameters
     ----------
@@ -233,13 +222,3 @@ def check_kinds(issues: pd.DataFrame) -> None:
         raise WinnowError(
             f"data/noise/issues.parquet is an older version's, without {', '.join(missing)}: run `dvc repro`"
         )
-
-
-def flag_column(kind: str) -> str:
-    """The column of `issues.parquet` that says whether a sample has this kind of issue."""
-    return "is_label_issue" if kind == "label_error" else f"is_{kind}_issue"
-
-
-def score_column(kind: str) -> str:
-    """The column of `issues.parquet` with the kind's score, 0 to 1, low is bad."""
-    return "label_score" if kind == "label_error" else f"{kind}_score"

@@ -6,14 +6,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from stages.issue_kinds import PROTECTIONS
 from stages.noise.policy import Policy
-
-# Protections that a ledger's reason may name, and how: "outlier, but the class needs it: for review".
-PROTECTIONS = {
-    "rare_class": "the class is rare",
-    "max_lost_per_class": "the class has lost its share",
-    "min_per_class": "the class needs it",
-}
 
 
 def rare_classes(issues: pd.DataFrame, rare_below: float) -> list[str]:
@@ -39,8 +33,8 @@ def protect_classes(ledger: pd.DataFrame, policy: Policy) -> None:
     """Take back, in place, what policies take from a class beyond `max_lost_per_class` and `min_per_class`.
 
     Drops come back before relabels, and of each the best-scored first: what is lost is what is
-    surest. What reviewers decided stays, and counts. A class that had fewer than `min_per_class` to
-    begin with keeps what it had.
+    surest. What reviewers decided stays, and counts for both: of a class that they took its share from,
+    policies take nothing. A class that had fewer than `min_per_class` to begin with keeps what it had.
 
     Parameters
     ----------
@@ -49,11 +43,10 @@ def protect_classes(ledger: pd.DataFrame, policy: Policy) -> None:
     """
     training = (ledger["split"] == "train").to_numpy()
     given = ledger.loc[training, "given_label"].value_counts()
-    lost = _lost(ledger, training)
     # 0.29 of 100 is 28.999999999999996: the share as written, not as rounded, is allowed.
     allowed = np.floor(policy.max_lost_per_class * given + 1e-9)
-    taken = lost["given_label"].value_counts()
-    _take_back(ledger, lost, taken - allowed.reindex(taken.index), "max_lost_per_class")
+    taken = ledger.loc[_gone(ledger, training), "given_label"].value_counts()
+    _take_back(ledger, _lost(ledger, training), taken - allowed.reindex(taken.index), "max_lost_per_class")
     while True:  # a relabel that is taken back leaves the other class with one less
         used = training & (ledger["action"] != "drop").to_numpy()
         left = ledger.loc[used, "label"].value_counts().reindex(given.index, fill_value=0)
@@ -62,10 +55,15 @@ def protect_classes(ledger: pd.DataFrame, policy: Policy) -> None:
             return
 
 
+def _gone(ledger: pd.DataFrame, training: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """What has lost its given label or its place, whoever decided; a new label may be the given one."""
+    relabelled = (ledger["action"] == "relabel") & (ledger["label"] != ledger["given_label"])
+    return training & ((ledger["action"] == "drop") | relabelled).to_numpy()
+
+
 def _lost(ledger: pd.DataFrame, training: NDArray[np.bool_]) -> pd.DataFrame:
     """What policies drop or relabel, with its place in the order in which its class takes it back."""
-    where = training & ledger["action"].isin(["drop", "relabel"]).to_numpy()
-    where &= (ledger["decided_by"] == "policy").to_numpy()
+    where = _gone(ledger, training) & (ledger["decided_by"] == "policy").to_numpy()
     lost = ledger.loc[where, ["sample_id", "given_label", "action", "score"]]
     lost = lost.sort_values(["action", "score", "sample_id"], ascending=[True, False, True])
     return lost.assign(turn=lost.groupby("given_label").cumcount())

@@ -10,26 +10,14 @@ from typing import Any
 
 import pandas as pd
 
-KINDS = {
-    "label_error": "label errors",
-    "outlier": "outliers",
-    "near_duplicate": "near-duplicates",
-    "non_iid": "not in random order",
-    "underperforming_group": "in underperforming groups",
-    "dark": "dark",
-    "light": "light",
-    "blurry": "blurry",
-    "low_information": "little information",
-    "odd_size": "odd size",
-    "odd_aspect_ratio": "odd aspect ratio",
+from stages.issue_kinds import KINDS, NAMES, PROTECTIONS
+
+# What may stand behind a decision, in words.
+_DECIDING: dict[str, str] = {
+    **NAMES,
     "conflicting_labels": "conflicting labels",
     "unlabeled": "unlabelled",
     "review": "looked at by reviewers",
-}
-PROTECTIONS = {
-    "rare_class": "the class is rare",
-    "max_lost_per_class": "the class has lost its share",
-    "min_per_class": "the class needs them",
 }
 _SPLITS = ("train", "val", "test", "unlabeled")
 _ACTIONS = {"drop": "dropped", "relabel": "relabelled", "reweight": "reweighted", "keep": "kept"}
@@ -63,7 +51,7 @@ def found_by_split(summary: Mapping[str, Any]) -> pd.DataFrame:
         for kind in KINDS
         if checks.get(kind, "on") == "on" and any(kind in row for row in counts.values())
     ]
-    names = {"samples": "samples looked at"} | {kind: KINDS[kind] for kind in kinds}
+    names = {"samples": "samples looked at"} | {kind: NAMES[kind] for kind in kinds}
     if not counts:
         return pd.DataFrame()
     table = pd.DataFrame({split: pd.Series(row).reindex(list(names)) for split, row in counts.items()})
@@ -77,7 +65,7 @@ def found_by_split(summary: Mapping[str, Any]) -> pd.DataFrame:
 def switched_off(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The checks that did not run, in words, each with the reason."""
     checks = _mapping(summary.get("checks"))
-    return [(KINDS.get(kind, kind), str(said)) for kind, said in checks.items() if said != "on"]
+    return [(NAMES.get(kind, kind), str(said)) for kind, said in checks.items() if said != "on"]
 
 
 def order_line(summary: Mapping[str, Any]) -> str:
@@ -105,7 +93,7 @@ def done_by_kind(summary: Mapping[str, Any]) -> pd.DataFrame:
     kinds = {name: row for name, row in _mapping(summary.get("kinds")).items() if isinstance(row, Mapping)}
     rows = [
         {"decided by": words} | {title: int(kinds[kind].get(action, 0)) for action, title in _ACTIONS.items()}
-        for kind, words in (KINDS | {name: name for name in kinds if name not in KINDS}).items()
+        for kind, words in (_DECIDING | {name: name for name in kinds if name not in _DECIDING}).items()
         if kind in kinds
     ]
     return pd.DataFrame(rows)

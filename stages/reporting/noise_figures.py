@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from stages.issue_kinds import NAMES, PIXEL_KINDS, SHAPE_KINDS, flag_column, score_column
 from stages.reporting.figures import (
     INK,
     MUTED,
@@ -30,16 +31,8 @@ from stages.reporting.figures import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Kinds of issue of which single images are worth a look, and what they are called above them.
-LOOKS = {
-    "dark": "Dark",
-    "light": "Light",
-    "blurry": "Blurry",
-    "low_information": "Little information",
-    "odd_size": "Odd size",
-    "odd_aspect_ratio": "Odd aspect ratio",
-    "underperforming_group": "In a group that the models do badly on",
-}
+# Kinds of issue of which single images are worth a look.
+LOOKS = (*PIXEL_KINDS, *SHAPE_KINDS, "underperforming_group")
 _COLUMNS = 8
 _MOST_CLASSES = 30  # of a heat map whose names can be read
 _MOST_NUMBERS = 14
@@ -178,7 +171,7 @@ def outlier_gallery(
     images, rows, path : see `label_issue_gallery`
     most : images
     """
-    sections = [_worst_of("outlier", "Outliers", issues, images, rows, most)]
+    sections = [_worst_of("outlier", issues, images, rows, most)]
     gallery(sections, path, columns=_COLUMNS, empty="no outliers were found")
 
 
@@ -194,11 +187,7 @@ def finding_gallery(
     images, rows, path : see `label_issue_gallery`
     most : images of each kind
     """
-    sections = [
-        _worst_of(kind, name, issues, images, rows, most)
-        for kind, name in LOOKS.items()
-        if f"is_{kind}_issue" in issues
-    ]
+    sections = [_worst_of(kind, issues, images, rows, most) for kind in LOOKS if flag_column(kind) in issues]
     gallery(sections, path, columns=_COLUMNS, empty="no image is dark, light, blurry or odd otherwise")
 
 
@@ -339,18 +328,19 @@ def _strongest(axes: Axes, off: NDArray[np.float64], classes: list[str], count: 
 
 
 def _worst_of(
-    kind: str, name: str, issues: pd.DataFrame, images: NDArray[np.uint8], rows: NDArray[np.int64], most: int
+    kind: str, issues: pd.DataFrame, images: NDArray[np.uint8], rows: NDArray[np.int64], most: int
 ) -> Section:
     """The flagged samples of a kind, the lowest scores first."""
-    found = _placed(issues, rows)[issues[f"is_{kind}_issue"].to_numpy(bool)]
-    shown = found.sort_values([f"{kind}_score", "sample_id"]).head(most)
+    score = score_column(kind)
+    found = _placed(issues, rows)[issues[flag_column(kind)].to_numpy(bool)]
+    shown = found.sort_values([score, "sample_id"]).head(most)
     titles = [
         f"{_label(label)}\n{split} {score:.2f}"
-        for label, split, score in zip(
-            shown["given_label"], shown["split"], shown[f"{kind}_score"], strict=True
-        )
+        for label, split, score in zip(shown["given_label"], shown["split"], shown[score], strict=True)
     ]
-    heading = f"{name}: label, split and score; low is bad ({_of(len(shown), len(found))})"
+    heading = (
+        f"{NAMES[kind].capitalize()}: label, split and score; low is bad ({_of(len(shown), len(found))})"
+    )
     return _section(heading, images, shown, titles)
 
 

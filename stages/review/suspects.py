@@ -16,37 +16,16 @@ from numpy.typing import NDArray
 
 from stages.dataset import CONFLICT_COLUMNS, Dataset
 from stages.errors import WinnowError
+from stages.issue_kinds import NAMES, OTHER_KINDS, flag_column, score_column
+from stages.issue_kinds import Kind as IssueKind
 from stages.noise.conflicts import frozen_splits, suggest_claimed
-from stages.noise.policy import check_kinds, flag_column, score_column
+from stages.noise.policy import check_kinds
 
-Kind = Literal[
-    "label_error",
-    "conflict",
-    "outlier",
-    "near_duplicate",
-    "non_iid",
-    "underperforming_group",
-    "dark",
-    "light",
-    "blurry",
-    "low_information",
-    "odd_size",
-    "odd_aspect_ratio",
-    "unlabeled",
-]
+Kind = Literal[IssueKind, "conflict", "unlabeled"]
 KINDS: dict[Kind, str] = {
-    "label_error": "Label errors",
+    "label_error": NAMES["label_error"].capitalize(),
     "conflict": "Conflicting labels",
-    "outlier": "Outliers",
-    "near_duplicate": "Near-duplicates",
-    "non_iid": "Dependent on order",
-    "underperforming_group": "Underperforming groups",
-    "dark": "Dark images",
-    "light": "Light images",
-    "blurry": "Blurry images",
-    "low_information": "Empty images",
-    "odd_size": "Odd sizes",
-    "odd_aspect_ratio": "Odd proportions",
+    **{kind: NAMES[kind].capitalize() for kind in OTHER_KINDS},
     "unlabeled": "Unlabelled",
 }
 # Of unlabelled samples the surest suggestion first: one key confirms it, and where labels are few,
@@ -102,7 +81,7 @@ class Evidence:
     Parameters
     ----------
     base : the ingested dataset
-    issues : as `noise.issues.build_issues` makes them, a row a sample of `base`
+    issues : as `noise.issues.find_issues` makes them, a row a sample of `base`
     embeddings : float, N×D, in the order of `base`
     ledger : `dataset.LEDGER_COLUMNS`, or None
     conflicts : `dataset.CONFLICT_COLUMNS`, or None

@@ -68,6 +68,47 @@ def test_clean_labels_and_a_sure_model_leave_nothing_to_flag():
     assert not find_label_errors(true, probs).any()
 
 
+def test_few_and_mild_contradictions_are_put_down_to_the_model():
+    """Three of 200 are contradicted at odds of 11 to 9: less than one wrong label is expected."""
+    true = np.arange(200) % 2
+    probs = np.full((200, 2), 0.02)
+    probs[np.arange(200), true] = 0.98
+    probs[:3] = np.where(np.eye(2)[true[:3]] == 1, 0.45, 0.55)
+    assert round(200 * estimate_error_rate(true, probs)) == 0
+    assert (label_margin(true, probs) < 0).sum() == 3
+    assert not find_label_errors(true, probs).any()
+
+
+def test_a_class_that_no_label_names_is_not_lifted():
+    """Divided by the root of its mean, the eleventh class would contradict 40 labels that are likelier."""
+    true = balanced(2000)
+    few = np.arange(40)
+    probs = np.column_stack([model_of(true, distance=6.0), np.zeros(2000)])
+    probs[few] = 0.0
+    probs[few, true[few]], probs[few, 10] = 0.6, 0.4
+    assert 0.4 / np.sqrt(probs[:, 10].mean()) > 2 * 0.6 / np.sqrt(probs[:, :10].mean())
+    assert not find_label_errors(true, probs)[few].any()
+
+
+@pytest.mark.parametrize("form", ["float16", "saturated", "one-hot"])
+def test_the_order_of_equal_samples_decides_nothing(form):
+    """Each sample is there three times, and the last flagged one has equals."""
+    true = balanced(500)
+    given = np.tile(wrong_labels(true, "class-dependent", 0.1), 3)
+    probs = np.tile(model_of(true, distance=2.2), (3, 1))
+    if form == "float16":
+        probs = probs.astype(np.float16)
+    elif form == "saturated":
+        probs = np.where(probs.max(1, keepdims=True) > 0.6, probs.round(), probs)
+    else:
+        probs = np.eye(10)[probs.argmax(1)]
+    flagged = find_label_errors(given, probs)
+    assert flagged.any()
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(1500)
+        assert find_label_errors(given[order], probs[order]).tolist() == flagged[order].tolist()
+
+
 def test_on_clean_labels_it_flags_much_less_than_the_model_contradicts():
     true = balanced()
     probs = model_of(true, distance=3.0)

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from stages.errors import WinnowError
-from stages.noise.image_checks import IMAGE_CHECKS, PIXEL_CHECKS, image_issues, pixel_properties
+from stages.issue_kinds import PIXEL_KINDS
+from stages.noise.image_checks import IMAGE_CHECKS, image_issues, pixel_properties
 
 
 def _photos(count: int, side: int = 32, channels: int = 3) -> np.ndarray:
@@ -24,7 +25,7 @@ def test_properties_are_those_of_cleanvision(side: int, channels: int):
     from PIL.Image import fromarray
 
     images = _photos(4, side, channels)
-    ours = pixel_properties(images, PIXEL_CHECKS)
+    ours = pixel_properties(images, PIXEL_KINDS)
     for row, image in enumerate(images):
         picture = fromarray(image[:, :, 0] if channels == 1 else image)
         theirs = {}
@@ -46,8 +47,8 @@ def test_each_defect_is_found_by_its_check():
     assert 3 in np.flatnonzero(table["is_low_information_issue"])
     assert 4 in np.flatnonzero(table["is_blurry_issue"])
     assert table["dark_score"].idxmin() == 1
-    assert [report[name] for name in PIXEL_CHECKS] == ["on"] * 4
-    scores = table[[f"{name}_score" for name in PIXEL_CHECKS]]
+    assert [report[name] for name in PIXEL_KINDS] == ["on"] * 4
+    scores = table[[f"{name}_score" for name in PIXEL_KINDS]]
     assert ((scores >= 0) & (scores <= 1)).all().all()
 
 

@@ -4,8 +4,9 @@ import pytest
 
 from stages.dataset import Dataset, read_table, write_table
 from stages.errors import WinnowError
+from stages.issue_kinds import EMBEDDING_KINDS, KINDS, OTHER_KINDS, flag_column, score_column
 from stages.noise.image_checks import IMAGE_CHECKS
-from stages.noise.issues import ISSUE_COLUMNS, KINDS, build_issues, find_issues
+from stages.noise.issues import ISSUE_COLUMNS, find_issues
 
 CLASSES = ["a", "b", "c"]
 
@@ -26,9 +27,9 @@ def judged(tiny_dataset: Dataset) -> tuple[pd.DataFrame, Dataset]:
     embeddings = (centres + rng.normal(0, 0.5, centres.shape)).astype(np.float32)
     embeddings[10] = -6.0 * np.eye(8)[7]
     embeddings[21] = embeddings[20] + 1e-4
-    issues = build_issues(
+    issues = find_issues(
         samples, probs.astype(np.float32), embeddings, ["a", "b", "c"], rule="auto", neighbors=5
-    )
+    ).issues
     return issues, tiny_dataset
 
 
@@ -36,7 +37,7 @@ def test_there_is_a_row_a_sample_in_order(judged):
     issues, dataset = judged
     assert list(issues.columns) == ISSUE_COLUMNS
     assert issues["sample_id"].tolist() == dataset.samples["sample_id"].tolist()
-    for kind in KINDS:
+    for kind in OTHER_KINDS:
         assert issues[f"{kind}_score"].dtype == np.float64
         assert issues[f"is_{kind}_issue"].dtype == bool
         assert issues[f"{kind}_score"].dropna().between(0, 1).all()
@@ -83,7 +84,9 @@ def test_a_model_that_guesses_calls_no_label_wrong(tiny_dataset: Dataset):
     rng = np.random.default_rng(0)
     probs = rng.dirichlet(np.ones(3), len(tiny_dataset.samples)).astype(np.float32)
     embeddings = rng.normal(size=(len(probs), 8)).astype(np.float32)
-    issues = build_issues(tiny_dataset.samples, probs, embeddings, ["a", "b", "c"], rule="auto", neighbors=5)
+    issues = find_issues(
+        tiny_dataset.samples, probs, embeddings, ["a", "b", "c"], rule="auto", neighbors=5
+    ).issues
     assert not issues["is_label_issue"].any()
     assert issues["label_score"].notna().all()
 
@@ -102,10 +105,73 @@ def test_labels_that_no_model_could_know_are_not_called_wrong(tiny_dataset: Data
     judged = np.ones(len(labels), bool)
     judged[:2] = False
     embeddings = np.random.default_rng(0).normal(size=(len(labels), 8)).astype(np.float32)
-    issues = build_issues(
+    issues = find_issues(
         tiny_dataset.samples, probs, embeddings, ["a", "b", "c"], rule="auto", neighbors=5, judged=judged
-    )
+    ).issues
     assert np.flatnonzero(issues["is_label_issue"]).tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("rule", ["auto", "margin", "both"])
+def test_a_class_that_no_model_could_know_changes_nothing_for_the_others(rule: str):
+    """All of class 9 is of one group: whoever judged it had never seen it, and never says it."""
+    rng = np.random.default_rng(0)
+    classes = [str(digit) for digit in range(10)]
+    true = np.arange(1000) % 10
+    points = rng.normal(0, 1, (1000, 10))
+    points[np.arange(1000), true] += 3.0
+    points[true == 9, 9] -= 9.0
+    probs = np.exp(3.0 * points)
+    probs = (probs / probs.sum(1, keepdims=True)).astype(np.float32)
+    given = np.where(rng.random(1000) < 0.15, rng.integers(0, 9, 1000), true)
+    given[true == 9] = 9
+    names = [f"{number:016x}" for number in range(1000)]
+    samples = pd.DataFrame({"sample_id": names, "split": "train", "label": [classes[i] for i in given]})
+    samples = samples.assign(source=names, width=8, height=8)
+    known = given != 9
+    found = find_issues(samples, probs, points, classes, rule=rule, neighbors=5, judged=known)
+    alone = find_issues(
+        samples[known].reset_index(drop=True), probs[known], points[known], classes, rule=rule, neighbors=5
+    )
+    flags = found.issues["is_label_issue"].to_numpy()
+    assert found.checks["label_error"] == "on"
+    assert 50 < flags.sum() < 250
+    assert not flags[~known].any()
+    assert flags[known].tolist() == alone.issues["is_label_issue"].tolist()
+
+
+def test_of_two_classes_one_that_no_model_could_know_leaves_nothing_to_judge(tiny_dataset: Dataset):
+    two = _part(
+        tiny_dataset, [row for row, label in enumerate(tiny_dataset.samples["label"]) if label != "c"]
+    )
+    probs, embeddings = _answers(two, ["a", "b"])
+    unknown = ((two.samples["split"] == "train") & (two.samples["label"] == "b")).to_numpy()
+    probs[unknown] = [0.99, 0.01]
+    found = find_issues(two.samples, probs, embeddings, ["a", "b"], rule="auto", neighbors=5, judged=~unknown)
+    assert "one class only" in found.checks["label_error"]
+    assert found.checks["underperforming_group"] == found.checks["label_error"]
+    assert found.checks["outlier"] == "on"
+    assert not found.issues["is_label_issue"].any()
+    assert found.issues["label_score"].notna().all()
+
+
+@pytest.mark.parametrize("kind", EMBEDDING_KINDS)
+def test_a_check_that_datalab_fails_at_is_off_and_the_others_are_on(tiny_dataset, monkeypatch, kind: str):
+    from cleanlab.datalab.internal.issue_manager_factory import REGISTRY
+    from cleanlab.datalab.internal.task import Task
+
+    def fail(*args: object, **options: object) -> None:
+        raise ValueError("no")
+
+    monkeypatch.setattr(REGISTRY[Task.CLASSIFICATION][kind], "find_issues", fail)
+    found = find_issues(tiny_dataset.samples, *_answers(tiny_dataset), CLASSES, rule="margin", neighbors=5)
+    off = [name for name in EMBEDDING_KINDS if found.checks[name] != "on"]
+    assert off == [kind]
+    assert found.issues[score_column(kind)].isna().all()
+    assert not found.issues[flag_column(kind)].any()
+    assert list(found.issues.columns) == ISSUE_COLUMNS
+    evidence = {"near_duplicate": "near_duplicate_set", "underperforming_group": "underperforming_group"}
+    if kind in evidence:
+        assert (found.issues[evidence[kind]] == -1).all()
 
 
 def _answers(dataset: Dataset, classes: list[str] = CLASSES, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -150,9 +216,9 @@ def test_without_votes_one_model_agrees_with_itself(judged):
 def test_agreement_is_the_share_of_votes_for_the_suggestion(tiny_dataset: Dataset):
     probs, embeddings = _answers(tiny_dataset)
     votes = np.tile(np.array([0.25, 0.5, 0.25], np.float32), (len(probs), 1))
-    issues = build_issues(
+    issues = find_issues(
         tiny_dataset.samples, probs, embeddings, CLASSES, rule="margin", neighbors=5, agreement=votes
-    )
+    ).issues
     assert issues["suggested_agreement"].tolist() == [
         0.5 if name == "b" else 0.25 for name in issues["suggested_label"]
     ]
@@ -167,11 +233,11 @@ def test_what_was_looked_for_is_reported(tiny_dataset: Dataset):
         neighbors=5,
         images=tiny_dataset.images,
     )
-    assert list(found.checks) == ["label_error", *KINDS]
+    assert list(found.checks) == list(KINDS)
     on = {kind for kind, said in found.checks.items() if said == "on"}
     assert {"label_error", "outlier", "near_duplicate", "non_iid", "underperforming_group", "dark"} <= on
     assert found.checks["odd_size"] == "all images are 16×16 pixels"
-    for kind in KINDS:
+    for kind in OTHER_KINDS:
         if kind != "underperforming_group":
             assert found.issues[f"{kind}_score"].notna().all() == (kind in on)
     assert 0.0 <= found.non_iid <= 1.0
@@ -179,9 +245,9 @@ def test_what_was_looked_for_is_reported(tiny_dataset: Dataset):
 
 def test_the_same_call_gives_the_same_table(tiny_dataset: Dataset):
     tables = [
-        build_issues(
+        find_issues(
             tiny_dataset.samples, *_answers(tiny_dataset), CLASSES, rule="margin", neighbors=5, seed=4
-        )
+        ).issues
         for _ in range(2)
     ]
     pd.testing.assert_frame_equal(*tables)
@@ -191,9 +257,9 @@ def test_groups_are_of_judged_training_samples_with_a_label(partly_labelled: Dat
     probs, embeddings = _answers(partly_labelled)
     judged = np.ones(len(probs), bool)
     judged[10] = False
-    issues = build_issues(
+    issues = find_issues(
         partly_labelled.samples, probs, embeddings, CLASSES, rule="margin", neighbors=5, judged=judged
-    )
+    ).issues
     answered = issues["underperforming_group_score"].notna().to_numpy()
     training = (partly_labelled.samples["split"] == "train").to_numpy()
     assert (answered == (training & judged)).all()
@@ -248,7 +314,7 @@ def test_data_of_one_class_has_no_wrong_labels(tiny_dataset: Dataset):
     one = _part(tiny_dataset, list(range(30)))
     found = find_issues(one.samples, *_answers(one), CLASSES, rule="margin", neighbors=5)
     assert not found.issues["is_label_issue"].any()
-    assert "guessing" in found.checks["label_error"]
+    assert "one class only" in found.checks["label_error"]
     assert found.issues["outlier_score"].notna().all()
 
 
@@ -285,7 +351,7 @@ def test_lengths_that_differ_are_refused(tiny_dataset: Dataset, name: str):
     }
     arrays[name] = arrays[name][:-1]
     with pytest.raises(WinnowError, match=f"{name} has 104 rows"):
-        build_issues(tiny_dataset.samples, classes=CLASSES, rule="margin", neighbors=5, **arrays)
+        find_issues(tiny_dataset.samples, classes=CLASSES, rule="margin", neighbors=5, **arrays)
 
 
 @pytest.mark.parametrize("name", ["pred_probs", "embeddings"])
@@ -293,4 +359,4 @@ def test_numbers_that_are_none_are_refused(tiny_dataset: Dataset, name: str):
     probs, embeddings = _answers(tiny_dataset)
     (probs if name == "pred_probs" else embeddings)[0, 0] = np.nan
     with pytest.raises(WinnowError, match=f"{name} hold"):
-        build_issues(tiny_dataset.samples, probs, embeddings, CLASSES, rule="margin", neighbors=5)
+        find_issues(tiny_dataset.samples, probs, embeddings, CLASSES, rule="margin", neighbors=5)

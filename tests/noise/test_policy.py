@@ -3,25 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from issue_table import clean_issues
+from issue_table import KEEP, POLICY, clean_issues, with_kinds
 
 from stages.errors import WinnowError
-from stages.noise.policy import ACTIONS, KINDS, NONE, KindPolicy, Policy, Why, check_kinds, decide
-
-KEEP = KindPolicy("keep", 0.5, "keep")
-POLICY = Policy(
-    kinds=dict.fromkeys(KINDS, KEEP) | {"label_error": KindPolicy("relabel", 0.8, "drop")},
-    relabel_agreement=0.6,
-    reweight_to=0.5,
-    min_per_class=0,
-    max_lost_per_class=1.0,
-    rare_below=0.0,
-    rare_confidence=0.9,
-)
-
-
-def with_kinds(**kinds: KindPolicy) -> Policy:
-    return replace(POLICY, kinds={**POLICY.kinds, **kinds})
+from stages.issue_kinds import KINDS
+from stages.noise.policy import ACTIONS, NONE, KindPolicy, Why, check_kinds, decide
 
 
 @pytest.fixture

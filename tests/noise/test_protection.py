@@ -86,13 +86,31 @@ def test_a_relabel_that_is_taken_back_may_leave_another_class_in_need():
     assert ledger.loc[:1, "reason"].str.contains("the class needs it").all()
 
 
-def test_what_reviewers_decided_is_not_taken_back_and_not_counted_as_lost():
+@pytest.mark.parametrize(("most", "lost"), [(0.0, 0), (0.3, 0), (0.5, 2), (0.7, 4), (1.0, 7)])
+def test_what_reviewers_took_counts_for_the_share_and_is_not_taken_back(most, lost):
+    """Of ten, the reviewer drops two and relabels one; the policy would drop the seven others."""
+    ledger = ledger_of(TEN)
+    ledger.loc[7:, "decided_by"] = "reviewer"
+    ledger.loc[9, ["action", "label"]] = ["relabel", "b"]
+    before = ledger.loc[7:].copy()
+    protect_classes(ledger, limits(most, 0))
+    assert ledger["action"].tolist() == [*["drop"] * lost, *["keep"] * (7 - lost), "drop", "drop", "relabel"]
+    pd.testing.assert_frame_equal(ledger.loc[7:], before)
+
+
+def test_a_sample_that_a_reviewer_left_its_label_is_not_lost():
+    ledger = ledger_of(TEN)
+    ledger.loc[8, ["decided_by", "action"]] = ["reviewer", "relabel"]  # as what it was
+    ledger.loc[9, ["decided_by", "action"]] = ["reviewer", "keep"]
+    protect_classes(ledger, limits(0.5, 0))
+    assert (ledger["action"] == "drop").sum() == 5
+
+
+def test_what_reviewers_drop_is_not_taken_back_for_the_minimum():
     ledger = ledger_of(TEN)
     ledger.loc[5:, "decided_by"] = "reviewer"
-    protect_classes(ledger, limits(0.5, 1))
+    protect_classes(ledger, limits(1.0, 1))
     assert ledger["action"].tolist() == [*["drop"] * 4, "keep", *["drop"] * 5]
-    protect_classes(ledger, limits(0.0, 0))
-    assert ledger.loc[5:, "action"].tolist() == ["drop"] * 5
 
 
 def test_a_class_that_had_fewer_keeps_what_it_had():

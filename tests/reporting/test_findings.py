@@ -40,7 +40,7 @@ def test_splits_may_stand_at_the_top_under_the_names_that_they_had():
 
 
 def test_what_was_not_looked_for_and_why():
-    assert switched_off({"checks": CHECKS}) == [("dark", "90 % are")]
+    assert switched_off({"checks": CHECKS}) == [("dark images", "90 % are")]
 
 
 @pytest.mark.parametrize(("p", "said"), [(0.001, True), (0.05, False), (1.0, False), (None, False)])

@@ -86,7 +86,7 @@ def test_tells_what_was_found_and_what_was_done(findings):
     for said in (
         "label errors 3 3 6",
         "Files that follow one another look alike (p = 0.001)",
-        f"Not looked for: dark (9 of 10 are {NASTY}).",
+        f"Not looked for: dark images (9 of 10 are {NASTY}).",
         "label errors 2 5 0 0",
         "4 in training, because the class is rare",
         "3 suspected labels in test",

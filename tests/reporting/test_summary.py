@@ -63,7 +63,7 @@ def test_what_was_found_and_done(findings):
     lines = [" ".join(line.split()) for line in text.splitlines()]
     for line in (
         "label errors 3 3 6",
-        "not looked for: dark",
+        "not looked for: dark images",
         "label errors 2 5 0 0",
         "left for review: 4 in training, because the class is rare",
         "left for review: 3 suspected labels in test",
