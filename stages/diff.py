@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _SAMPLES = INGESTED / "samples.parquet"
 _LEDGER = CURATED / "ledger.parquet"
+_RAW = Path("data/raw")
+_TOOLS = {".git", ".dvc"}
 _DELTAS = {folder.name: folder / "samples.parquet" for folder in (AUGMENTED, SYNTHETIC)}
 
 Source = AbstractContextManager[Path | BinaryIO]
@@ -56,10 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         comparison = compare(read_version(options.a), read_version(options.b))
         if options.out is not None:
             write_changes(options.out, comparison)
-    if hasattr(sys.stdout, "reconfigure"):
-        # A class name that the terminal cannot show must not take the table with it.
-        sys.stdout.reconfigure(errors="replace")
-    print(describe(comparison, str(options.out) if options.out else None))
+        show(describe(comparison, str(options.out) if options.out else None))
     if options.exit_code and len(comparison.changes):
         raise SystemExit(1)
 
@@ -72,19 +72,22 @@ def read_version(name: str) -> Version:
     WinnowError
         Where it is neither a revision nor a folder, holds no dataset, or DVC does not have its data.
     """
-    folder = Path(name)
-    if not _is_path(name):
-        commit = find_commit(name) if name else None
-        if commit is not None:
+    folder, path = Path(name), _is_path(name)
+    commit = find_commit(name) if name and not path else None
+    if commit is not None:
+        with suppress(OSError):  # a folder that cannot be looked into is nobody's second meaning
             if _data_folder(folder) is not None:
                 print(f"diff: {name} is taken as the revision; ./{name} is the folder", file=sys.stderr)
-            return read_revision(name, *commit)
-        if not name or not folder.exists():
-            raise WinnowError(
-                f"{name!r} is neither a git revision of a DVC repository here nor a folder: name a branch, "
-                "tag or commit, or the folder of a checkout"
-            )
-    return read_folder(folder)
+        return read_revision(name, *commit)
+    try:
+        if path or (name and folder.exists()):
+            return read_folder(folder)
+    except OSError as error:  # its name is too long, or it may not be entered
+        raise WinnowError(f"{name} cannot be read: {error.strerror}") from error
+    raise WinnowError(
+        f"{name!r} is neither a git revision of a DVC repository here nor a folder: name a branch, "
+        "tag or commit, or the folder of a checkout"
+    )
 
 
 def read_folder(folder: Path) -> Version:
@@ -152,18 +155,30 @@ def read_revision(name: str, root: Path, commit: str) -> Version:
 
 
 def check_out(path: Path) -> None:
-    """Refuse to write over a folder or a file of another kind, or into what the pipeline writes itself."""
-    place = path.resolve()
-    if place.is_dir():
-        raise WinnowError(f"--out {path}: that is a folder; name a file, such as changes.parquet")
-    if place.exists() and place.suffix != ".parquet":
-        raise WinnowError(
-            f"--out {path}: there is such a file, and it is not a .parquet; choose another name"
-        )
-    for output in OUTPUTS:
-        own = output.resolve()
-        if own in (place, *place.parents) and place.parent != REPORTS.resolve():
-            raise WinnowError(f"--out {path}: the pipeline writes {output} itself; choose another place")
+    """Refuse all but a new .parquet or an earlier comparison's, in a place that is no one else's.
+
+    Raises
+    ------
+    WinnowError
+        Where it is a folder, a file of another kind, or lies among the source's images, in what the
+        pipeline writes itself, or in the folders of git and DVC.
+    """
+    try:
+        if path.is_dir():
+            raise WinnowError(f"--out {path}: that is a folder; name a file, such as changes.parquet")
+        if path.suffix != ".parquet":
+            raise WinnowError(f"--out {path}: that is not a .parquet; name one, such as changes.parquet")
+        # A link is replaced by the file: neither it nor what it points to may be another's.
+        for place in (path.parent.resolve() / path.name, path.resolve()):
+            _check_place(path, place)
+        if path.exists() and not _is_comparison(path):
+            raise WinnowError(
+                f"--out {path}: there is such a file, and it is no comparison that this command wrote; "
+                "choose another name, or remove it"
+            )
+    except (OSError, RuntimeError) as error:  # too long a name, a folder not to be entered, links in a circle
+        reason = getattr(error, "strerror", None) or error
+        raise WinnowError(f"--out {path} cannot be written: {reason}") from error
 
 
 def write_changes(path: Path, comparison: Comparison) -> None:
@@ -175,8 +190,29 @@ def write_changes(path: Path, comparison: Comparison) -> None:
     for name, column in comparison.changes.items():
         text = not pd.api.types.is_float_dtype(column.dtype)
         columns[str(name)] = pa.array(column, from_pandas=True).cast(pa.string() if text else pa.float64())
-    with new_file(path) as partial:
-        pq.write_table(pa.table(columns), partial)
+    try:
+        with new_file(path) as partial:
+            pq.write_table(pa.table(columns), partial)
+    except FileNotFoundError as error:  # where no file can be made, as in /proc
+        raise WinnowError(f"--out {path} cannot be written: no file can be made there") from error
+
+
+def show(text: str) -> None:
+    """Print to the end, or as far as is read: who looks at `| head` is not told of a broken pipe.
+
+    The exit status stays what it would have been. Any other trouble is a WinnowError.
+    """
+    if hasattr(sys.stdout, "reconfigure"):
+        # A class name that the terminal cannot show must not take the table with it.
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # Python flushes once more when it ends, and would complain then ("Note on SIGPIPE" in its
+        # documentation of `signal`).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise WinnowError(f"the comparison cannot be printed: {error.strerror}") from error
 
 
 def _read(name: str, opener: Opener) -> Version:
@@ -197,6 +233,34 @@ def _read(name: str, opener: Opener) -> Version:
             if labels is not None and "label" in labels:
                 made[delta] = labels["label"]
     return make_version(name, samples, table(_LEDGER, read_ledger), made)
+
+
+def _check_place(path: Path, place: Path) -> None:
+    """Raise a WinnowError where a place belongs to the source, the pipeline, git or DVC."""
+    here = Path.cwd()
+    checkouts = [folder for folder in (*here.parents, *place.parents) if (folder / "dvc.yaml").is_file()]
+    for root in (here, *checkouts):
+        if (root / _RAW).resolve() in place.parents:
+            raise WinnowError(f"--out {path}: {_RAW} is for the source's images; choose another place")
+        for output in OUTPUTS:
+            own = (root / output).resolve()
+            if own in (place, *place.parents) and place.parent != (root / REPORTS).resolve():
+                raise WinnowError(f"--out {path}: the pipeline writes {output} itself; choose another place")
+    if _TOOLS & set(place.parts):
+        raise WinnowError(f"--out {path}: git and DVC keep their own files there; choose another place")
+
+
+def _is_comparison(path: Path) -> bool:
+    """Whether a file is one of `write_changes`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from stages.versions.comparison import CHANGE_COLUMNS
+
+    try:
+        return path.is_file() and pq.read_schema(path).names == CHANGE_COLUMNS
+    except (pa.ArrowException, OSError):
+        return False
 
 
 def _data_folder(folder: Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -205,6 +206,8 @@ def test_a_name_of_both_is_the_revision(
         ("HEAD~99", "'HEAD~99' is neither a git revision"),
         ("HEAD:data", "'HEAD:data' is neither a git revision"),
         ("./nope", "nope holds no version of the dataset"),
+        ("x" * 260, "cannot be read: File name too long"),
+        ("./" + "x" * 260, "cannot be read: File name too long"),
         (".dvc", ".dvc holds no version of the dataset, there is no data/ingested/samples.parquet in it"),
         ("bare", "has no data/ingested: the pipeline had not run by then"),
         ("planned", "has no data/ingested: the pipeline had not run by then"),
@@ -241,6 +244,9 @@ def test_broken_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     said = refused(capsys, str(good), str(bad), "--out", str(tmp_path / "out.parquet"))
     assert "data/curated/ledger.parquet cannot be read as Parquet" in said
     assert not (tmp_path / "out.parquet").exists()
+    BASE.assign(label=[["cat"]] * len(BASE)).to_parquet(bad / "data/ingested/samples.parquet", index=False)
+    said = refused(capsys, str(good), str(bad))
+    assert "bad: data/ingested/samples.parquet: column 'label' holds no single values" in said
 
 
 def test_out_overwrites_neither_folders_nor_outputs(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -249,9 +255,96 @@ def test_out_overwrites_neither_folders_nor_outputs(repo: Path, capsys: pytest.C
     for place in ("data/curated/ledger.parquet", "data/noise/new.parquet", "reports/curate/changes.parquet"):
         assert "choose another place" in refused(capsys, "--out", place)
     assert (repo / "data/curated/ledger.parquet").read_bytes() == before
-    assert "it is not a .parquet" in refused(capsys, "--out", "README.md")
+    assert "that is not a .parquet" in refused(capsys, "--out", "README.md")
+    assert "that is not a .parquet" in refused(capsys, "--out", "new.csv")
+    assert not Path("new.csv").exists()
     assert (repo / "README.md").read_text() == "a note"
     assert "cannot be written" in refused(capsys, "--out", "README.md/changes.parquet")
+
+
+@pytest.mark.parametrize("here", [".", "data", ".."])
+def test_out_is_not_among_the_source_or_in_folders_of_git_and_dvc(
+    repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], here: str
+) -> None:
+    monkeypatch.chdir(here)
+    for place in (
+        "data/raw/x.parquet",
+        "data/raw/mine/x.parquet",
+        "data/ingested/x.parquet",
+        ".git/x.parquet",
+        ".dvc/cache/x.parquet",
+    ):
+        out = os.path.relpath(repo / place)
+        assert "choose another place" in refused(capsys, str(repo), str(repo), "--out", out)
+        assert not (repo / place).exists()
+
+
+def test_out_replaces_nothing_but_an_earlier_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = write_version(tmp_path / "old", BASE), write_version(tmp_path / "new", GROWN)
+    monkeypatch.chdir(tmp_path)
+    BASE.to_parquet("mine.parquet")
+    Path("empty.parquet").write_bytes(b"")
+    Path("link.parquet").symlink_to("mine.parquet")
+    os.mkfifo("pipe.parquet")  # to open it would wait for ever
+    before = Path("mine.parquet").read_bytes()
+    for name in ("mine", "empty", "link", "pipe"):
+        said = refused(capsys, "./old", "./new", "--out", f"{name}.parquet")
+        assert "it is no comparison that this command wrote; choose another name" in said
+    assert Path("mine.parquet").read_bytes() == before
+    assert Path("link.parquet").is_symlink()
+    assert changes(tmp_path, str(old), str(new)) == {"n": "added"}
+    assert changes(tmp_path, str(new), str(old)) == {"n": "removed"}  # into the same file
+
+
+def test_out_where_no_file_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_version(tmp_path / "old", BASE)
+    monkeypatch.chdir(tmp_path)
+    Path("loop.parquet").symlink_to("loop.parquet")
+    # The second is too long only for the file that is written beside it and renamed.
+    for name in ("x" * 260, "x" * 245, "loop"):
+        said = refused(capsys, "./old", "./old", "--out", f"{name}.parquet")
+        assert f"{name}.parquet cannot be written: " in said
+    if Path("/proc/self").exists():
+        said = refused(capsys, "./old", "./old", "--out", "/proc/x.parquet")
+        assert "/proc/x.parquet cannot be written: " in said
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["loop.parquet", "old"]
+
+
+def test_a_reader_that_stops_reading_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_version(tmp_path / "old", BASE)
+    write_version(tmp_path / "new", GROWN)
+    monkeypatch.chdir(tmp_path)
+
+    def unread(*arguments: str) -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "w") as stdout, monkeypatch.context() as patch:  # noqa: PTH123
+            patch.setattr(sys, "stdout", stdout)
+            diff.main(["./old", "./new", *arguments])
+        # Closing flushed what was left without another complaint, as the end of Python does.
+
+    unread("--out", "changes.parquet")
+    assert len(pd.read_parquet("changes.parquet")) == 1
+    with pytest.raises(SystemExit) as stopped:
+        unread("--exit-code")
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_under_the_console_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = str(write_version(tmp_path / "old", BASE))
+    with Path("/dev/full").open("w") as stdout, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        assert "the comparison cannot be printed: No space left" in refused(capsys, old, old)
 
 
 def test_the_command_and_its_help(tmp_path: Path) -> None:

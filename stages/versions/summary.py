@@ -87,14 +87,19 @@ def by_reason(comparison: Comparison) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)[["change", "reason", "decided_by", "samples"]]
 
 
-def by_label(comparison: Comparison) -> pd.DataFrame:
+def by_label(comparison: Comparison, *, given: bool = False) -> pd.DataFrame:
     """Columns `before`, `after` and `samples`: of what both versions use, the labels that changed.
 
-    The most frequent first; null is no label.
+    The most frequent first; null is no label. With `given` it is the given labels that changed to no
+    effect: the later version does not use the sample, or under the same label as the earlier.
     """
     changes = comparison.changes
-    rows = in_use(changes, "before") & in_use(changes, "after") & differs(changes, "label")
-    pairs = pd.DataFrame({side: _texts(changes, f"label_{side}", None)[rows] for side in SIDES})
+    relabelled = in_use(changes, "after") & differs(changes, "label")
+    if given:
+        name, rows = "given_label", comparison.kinds["relabelled_at_ingest"] & ~relabelled
+    else:
+        name, rows = "label", in_use(changes, "before") & relabelled
+    pairs = pd.DataFrame({side: _texts(changes, f"{name}_{side}", None)[rows] for side in SIDES})
     counted = pairs.value_counts(sort=False, dropna=False).rename("samples").reset_index()
     order = ["samples", *SIDES]
     return counted.sort_values(order, ascending=[False, True, True]).reset_index(drop=True)

@@ -32,7 +32,7 @@ def describe(comparison: Comparison, out: str | None = None) -> str:
         _head(comparison),
         _class_table(comparison, more),
         _reason_table(comparison, more),
-        _label_line(comparison),
+        _label_lines(comparison),
         _made_lines(comparison),
         _remarks(comparison),
     ]
@@ -52,7 +52,11 @@ def _head(comparison: Comparison) -> str:
 
 
 def _class_table(comparison: Comparison, more: str) -> str:
-    """A line a split, and under it those of its classes in which something changed."""
+    """A line a split, and under it those of its classes in which something changed.
+
+    Where what changed is not in use (another given label under the ledger's own one, a dropped
+    sample in another split) a sentence says so.
+    """
     if comparison.changes.empty:
         return ""
     table = by_class(comparison)
@@ -66,6 +70,8 @@ def _class_table(comparison: Comparison, more: str) -> str:
         lines += [("  " + _name(row["class"], "(no label)"), row) for _, row in shown.iterrows()]
         cut += len(changed) - len(shown)
     happened = {title: [_flow(row, title) for _, row in lines] for title in _KINDS}
+    if not any(cell for cells in happened.values() for cell in cells):
+        return "What is in use is the same in A and B: samples, splits, labels and weights."
     columns = [
         ["", *(name for name, _ in lines)],
         *([f"in {side}", *(f"{row[name]:,}" for _, row in lines)] for side, name in _IN_USE),
@@ -92,15 +98,18 @@ def _reason_table(comparison: Comparison, more: str) -> str:
     return "\n".join(["Why", _grid(columns, left=(0, 1, 3)), *foot])
 
 
-def _label_line(comparison: Comparison) -> str:
-    """The labels that were changed into which, the most frequent first."""
-    table = by_label(comparison)
-    pairs = [
-        f"{_name(row.before, '(no label)')} → {_name(row.after, '(no label)')} ({row.samples:,})"
-        for row in table.head(_MOST_PAIRS).itertuples()
-    ]
-    more = [f"{len(table) - len(pairs)} more pairs"] if len(table) > len(pairs) else []
-    return "Labels: " + ", ".join([*pairs, *more]) if pairs else ""
+def _label_lines(comparison: Comparison) -> str:
+    """The labels that were changed into which, the most frequent first: those used, then given ones alone."""
+    lines = []
+    for title, given in (("Labels", False), ("Given labels, to no effect", True)):
+        table = by_label(comparison, given=given)
+        pairs = [
+            f"{_name(row.before, '(no label)')} → {_name(row.after, '(no label)')} ({row.samples:,})"
+            for row in table.head(_MOST_PAIRS).itertuples()
+        ]
+        more = [f"{len(table) - len(pairs)} more pairs"] if len(table) > len(pairs) else []
+        lines += [f"{title}: {', '.join([*pairs, *more])}"] if pairs else []
+    return "\n".join(lines)
 
 
 def _made_lines(comparison: Comparison) -> str:

@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stages.errors import WinnowError
+from stages.noise.policy import ACTIONS
 
 VERSION_COLUMNS = [
     "sample_id",
@@ -78,11 +79,13 @@ def make_version(
     Raises
     ------
     WinnowError
-        Where a column that is needed is missing, a sample has no id, or two have the same.
+        Where a column that is needed is missing or holds what it cannot mean, a sample has no id,
+        or two have the same.
     """
-    _check(name, "samples.parquet", samples, ["sample_id", "label"])
+    wrong = f"{name}: samples.parquet"
+    _check(wrong, samples, ["sample_id", "label"])
     given = _text(samples, "label")
-    weight = _number(samples, "weight")
+    weight = _weights(wrong, samples)
     table = {
         "sample_id": samples["sample_id"].astype("str").reset_index(drop=True),
         "split": _text(samples, "split"),
@@ -97,12 +100,14 @@ def make_version(
     }
     notes: list[str] = []
     if ledger is not None:
-        _check(name, "ledger.parquet", ledger, ["sample_id", "label", "action"])
+        wrong = f"{name}: ledger.parquet"
+        _check(wrong, ledger, ["sample_id", "label", "action"])
+        _check_actions(wrong, ledger["action"])
         row = positions(samples["sample_id"], ledger["sample_id"])
         for column in _FROM_LEDGER:
             if column in ledger:
                 table[column] = _decided(_text(ledger, column), row, table[column])
-        factor = np.append(_number(ledger, "weight"), 1.0)[row]
+        factor = np.append(_weights(wrong, ledger), 1.0)[row]
         table["weight"] = weight * np.where(table["action"] == "drop", 0.0, factor)
         strangers = int((row < 0).sum()), len(ledger) - int((row >= 0).sum())
         if any(strangers):
@@ -135,14 +140,18 @@ def read_columns(file: Path | BinaryIO, what: str, wanted: Iterable[str]) -> pd.
     Raises
     ------
     WinnowError
-        Where it is no Parquet; `what` names it.
+        Where it is no Parquet, or one of the columns holds lists or the like; `what` names it.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(file) as parquet:
-            names = [name for name in wanted if name in parquet.schema_arrow.names]
+            schema = parquet.schema_arrow
+            names = [name for name in wanted if name in schema.names]
+            for name in names:
+                if pa.types.is_nested(schema.field(name).type):
+                    raise _odd(what, name, f"holds no single values ({schema.field(name).type})")
             return parquet.read(columns=names).to_pandas(ignore_metadata=True)
     except (pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -164,18 +173,40 @@ def read_labels(file: Path | BinaryIO, what: str) -> pd.DataFrame:
     return read_columns(file, what, ["label"])
 
 
-def _check(name: str, file: str, table: pd.DataFrame, needed: Iterable[str]) -> None:
+def _check(file: str, table: pd.DataFrame, needed: Iterable[str]) -> None:
+    """That a table has the columns needed, and names every sample once; `file` is for messages."""
     missing = [column for column in needed if column not in table]
     if missing:
-        raise WinnowError(
-            f"{name}: {file} has no column {missing[0]!r}; it is not one that this pipeline wrote"
-        )
+        raise WinnowError(f"{file} has no column {missing[0]!r}; it is not one that this pipeline wrote")
     ids = table["sample_id"]
     if ids.isna().any():
-        raise WinnowError(f"{name}: {file} has {int(ids.isna().sum())} rows without a sample_id")
+        raise WinnowError(f"{file} has {int(ids.isna().sum())} rows without a sample_id")
+    if not _is_text(ids):
+        raise _odd(file, "sample_id", f"is not text ({ids.dtype})")
     if not ids.is_unique:
         twice = ids[ids.duplicated()].iloc[0]
-        raise WinnowError(f"{name}: {file} names sample {twice} twice")
+        raise WinnowError(f"{file} names sample {twice} twice")
+
+
+def _check_actions(file: str, actions: pd.Series) -> None:
+    """That every decision is known: any other would be read as "nothing dropped"."""
+    if actions.isna().any():
+        raise _odd(file, "action", f"is empty in {int(actions.isna().sum())} rows")
+    if not _is_text(actions):
+        raise _odd(file, "action", f"is not text ({actions.dtype})")
+    strange = actions[~actions.isin(ACTIONS)]
+    if len(strange):
+        raise _odd(file, "action", f"says {strange.iloc[0]!r}, which is none of {', '.join(ACTIONS)}")
+
+
+def _odd(file: str, column: str, what: str) -> WinnowError:
+    return WinnowError(f"{file}: column {column!r} {what}; it is not one that this pipeline wrote")
+
+
+def _is_text(column: pd.Series) -> bool:
+    """Whether a column's values are text, whatever they are kept as; so it is where there are none."""
+    values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
+    return pd.api.types.infer_dtype(values, skipna=True) in ("string", "empty")
 
 
 def _column(table: pd.DataFrame, name: str) -> pd.Series:
@@ -193,10 +224,17 @@ def _text(table: pd.DataFrame, name: str) -> pd.Categorical:
     return column.astype("category").array
 
 
-def _number(table: pd.DataFrame, name: str) -> NDArray[np.float64]:
-    if name not in table:
+def _weights(file: str, table: pd.DataFrame) -> NDArray[np.float64]:
+    """A table's weights; 1 where it has none."""
+    if "weight" not in table or table["weight"].isna().all():
         return np.ones(len(table))
-    return table[name].fillna(1.0).to_numpy(np.float64)
+    column = table["weight"]
+    if not pd.api.types.is_numeric_dtype(column.dtype):
+        raise _odd(file, "weight", f"holds no numbers ({column.dtype})")
+    weights: NDArray[np.float64] = column.fillna(1.0).to_numpy(np.float64)
+    if np.isinf(weights).any():
+        raise _odd(file, "weight", f"is infinite in {int(np.isinf(weights).sum())} rows")
+    return weights
 
 
 def _nothing(length: int) -> pd.Categorical:

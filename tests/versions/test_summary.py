@@ -127,6 +127,16 @@ def test_by_label() -> None:
     assert table[table["before"].isna()]["after"].tolist() == ["eel"]
 
 
+def test_given_labels_that_changed_to_no_effect() -> None:
+    """a: the ledger says the same of both; b: dropped now; c: taken back, so its new label counts."""
+    after = BEFORE.assign(label=["dog", "dog", "eel", *BEFORE["label"][3:]])
+    old = ledger_of(BEFORE, a=("relabel", "dog", "label_error", "policy"), c=("drop", None, "x", "policy"))
+    new = ledger_of(after, b=("drop", None, "outlier", "policy"))
+    result = compare(make_version("A", BEFORE, old), make_version("B", after, new))
+    assert by_label(result, given=True).to_numpy().tolist() == [["cat", "dog", 2]]
+    assert by_label(result).empty
+
+
 def test_nothing_changed() -> None:
     same = make_version("A", BEFORE)
     result = compare(same, same)

@@ -46,6 +46,17 @@ def test_no_difference_and_no_ledger() -> None:
     assert not any(line.startswith(("Why", "Samples in use", "Labels")) for line in text)
 
 
+def test_changes_without_effect_make_no_table() -> None:
+    after = BASE.assign(label=["dog", *BASE["label"][1:]])
+    ledger = ledger_of(BASE, a=("relabel", "dog", "label_error", "policy"))
+    text = lines((BASE, ledger), (after, ledger_of(after)))
+    assert "1 sample changed from A to B" in text
+    assert "What is in use is the same in A and B: samples, splits, labels and weights." in text
+    assert "Samples in use, and what happened to how many" not in text
+    assert "  relabelled at ingest  ingest            1" in text
+    assert "Given labels, to no effect: cat → dog (1)" in text
+
+
 def test_another_test_split_is_pointed_out() -> None:
     text = lines((BASE,), (BASE[:3],))
     assert "The test split is another one: scores on A's and on B's do not compare." in text
