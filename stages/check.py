@@ -12,26 +12,31 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from ruamel.yaml import YAML
+
 from stages.dataset import MODELS, REPORTS, new_folder, refuse_own_output
 from stages.errors import WinnowError
-from stages.params import Architecture, Finetune, Params
+from stages.params import Architecture, DetectNoise, Finetune, Params
 from stages.runtime import stage
 from stages.sources.catalogue import is_catalogue_set, refuse_planting
 from stages.tracking import StageRun
 
 CATALOGUE = Path("data/raw/dvc.yaml")
+GRAPH = Path("dvc.yaml")
 REPORT = REPORTS / "check"
 _DEFAULT_BACKBONE = MODELS / "train"
 _MADE_HERE = (MODELS / "baseline", _DEFAULT_BACKBONE)
+_OWN_BACKBONE = MODELS / "finetune"
 
 
-def check_params(params: Params, catalogue: Path = CATALOGUE) -> list[str]:
+def check_params(params: Params, catalogue: Path = CATALOGUE, graph: Path = GRAPH) -> list[str]:
     """Check what needs more than the file itself.
 
     Parameters
     ----------
     params : as the schema takes them
     catalogue : the DVC file that lists the public sets
+    graph : the DVC file of the pipeline
 
     Returns
     -------
@@ -51,7 +56,7 @@ def check_params(params: Params, catalogue: Path = CATALOGUE) -> list[str]:
     notes = _check_source(Path(params.ingest.source), catalogue)
     if params.simulate.enabled:
         refuse_planting(Path(params.ingest.source), catalogue)
-    return notes + _check_backbone(params.finetune)
+    return notes + _check_judge(params.detect_noise, graph) + _check_backbone(params.finetune)
 
 
 def _check_device(params: Params) -> None:
@@ -75,6 +80,47 @@ def _check_source(source: Path, catalogue: Path) -> list[str]:
     return notes
 
 
+def _check_judge(detect_noise: DetectNoise, graph: Path) -> list[str]:
+    """The weights that detect_noise starts from: a file of others, which DVC watches, or torchvision's."""
+    name, key = detect_noise.pretrained, "detect_noise.pretrained"
+    if name is None:
+        return []
+    path = Path(name)
+    if any(_inside(path, own) for own in (*_MADE_HERE, _OWN_BACKBONE)):
+        raise WinnowError(
+            f"{key} = {name!r}: this pipeline trains it on the labels in question, which it would repeat; "
+            "name weights that come from other data"
+        )
+    if path.is_dir():
+        raise WinnowError(f"{key} = {name!r} is a folder; name a file of weights")
+    if not path.exists() and not _pointer(path).is_file():
+        architecture = _check_pretrained(key, name, or_file=True)
+        if architecture not in detect_noise.models:
+            raise WinnowError(
+                f"{key} = {name!r} is for {architecture}, which is not in detect_noise.models "
+                f"({', '.join(detect_noise.models)}): add it there"
+            )
+        return []
+    if not any(_inside(path, dep) for dep in _deps(graph, "detect_noise")):
+        raise WinnowError(
+            f"{key} = {name!r}: add {name} to the deps of detect_noise in {graph}, "
+            "or DVC does not see it change"
+        )
+    return _present(key, path, "put the weights there")
+
+
+def _deps(graph: Path, stage: str) -> list[Path]:
+    """The paths that DVC watches for a stage; what is a template is not among them."""
+    deps = YAML(typ="safe").load(graph.read_text("utf-8"))["stages"][stage]["deps"]
+    return [Path(dep if isinstance(dep, str) else next(iter(dep))) for dep in deps]
+
+
+def _inside(path: Path, place: Path) -> bool:
+    """However they are written; what is itself a link counts by where the link is, as DVC sees it."""
+    file, folder = (each.parent.resolve() / each.name for each in (path, place))
+    return file.is_relative_to(folder)
+
+
 def _check_backbone(finetune: Finetune) -> list[str]:
     backbone = Path(finetune.backbone)
     if finetune.pretrained is not None:
@@ -84,49 +130,57 @@ def _check_backbone(finetune: Finetune) -> list[str]:
                 f"{finetune.backbone!r}: only one can be used; "
                 f"set pretrained to null, or backbone to {_DEFAULT_BACKBONE}"
             )
-        _check_pretrained(finetune.pretrained, finetune.architecture)
+        architecture = _check_pretrained("finetune.pretrained", finetune.pretrained)
+        if finetune.architecture not in (None, architecture):
+            raise WinnowError(
+                f"finetune.architecture = {finetune.architecture!r}: the weights {finetune.pretrained} "
+                f"are for {architecture}; set it to null"
+            )
     if backbone in _MADE_HERE:
         return []
-    if backbone.is_relative_to(MODELS / "finetune"):
+    if backbone.is_relative_to(_OWN_BACKBONE):
         raise WinnowError(
             f"finetune.backbone = {finetune.backbone!r}: finetune cannot start from its own output"
         )
     return _present("finetune.backbone", backbone, "put the weights there, or set it to models/train")
 
 
-def _check_pretrained(name: str, architecture: str | None) -> None:
+def _check_pretrained(key: str, name: str, *, or_file: bool = False) -> str:
+    """The architecture of torchvision's weights of that name."""
     from torchvision.models import get_weight
 
     try:
-        get_weight(name)
+        weights = get_weight(name)
     except (ValueError, AttributeError, KeyError):
+        no_file = "there is no such file, and " if or_file else ""
         raise WinnowError(
-            f"finetune.pretrained = {name!r}: torchvision has no weights of this name; "
+            f"{key} = {name!r}: {no_file}torchvision has no weights of this name; "
             "they are called like ResNet18_Weights.IMAGENET1K_V1"
         ) from None
-    model = name.removesuffix("." + name.rpartition(".")[2]).removesuffix("_Weights").lower()
+    model = name.rpartition(".")[0].removesuffix("_Weights").lower()
     known = [known for known in get_args(Architecture) if known != "small_cnn"]
     if model not in known:
-        raise WinnowError(
-            f"finetune.pretrained = {name!r}: the architecture must be one of {', '.join(known)}"
-        )
-    if architecture not in (None, model):
-        raise WinnowError(
-            f"finetune.architecture = {architecture!r}: the weights {name} are for {model}; set it to null"
-        )
+        raise WinnowError(f"{key} = {name!r}: the architecture must be one of {', '.join(known)}")
+    if str(weights) != name:
+        raise WinnowError(f"{key} = {name!r}: say {weights}, for which it stands in this version")
+    return model
 
 
 def _present(key: str, path: Path, remedy: str) -> list[str]:
     """Nothing to say where `path` exists, a note where DVC can bring it."""
     if path.exists():
         return []
-    pointer = path.with_name(path.name + ".dvc")
+    pointer = _pointer(path)
     if pointer.is_file():
         return [
             f"{key} = {str(path)!r} is tracked but not here: "
             f"`dvc pull {pointer}`, or `dvc checkout {pointer}`"
         ]
     raise WinnowError(f"{key} = {str(path)!r}: there is no such path; {remedy}")
+
+
+def _pointer(path: Path) -> Path:
+    return path.with_name(path.name + ".dvc")
 
 
 @stage("check")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -21,11 +23,17 @@ from stages.dataset import (
     write_json,
     write_table,
 )
+from stages.issue_kinds import flag_column
 from stages.params import DetectNoise, Params
 from stages.runtime import stage
 from stages.tracking import StageRun
 
-_GALLERY = 40
+if TYPE_CHECKING:
+    from stages.noise.issues import Findings
+
+_TELLING = 0.05  # p-value
+# Outside the outs, which DVC deletes before each run; ignored by git and DVC.
+CHECKPOINTS = Path(".winnow/detect_noise")
 
 
 @stage("detect_noise")
@@ -35,12 +43,11 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     Reads data/ingested; writes data/noise (issues.parquet, pred_probs.npy, embeddings.npy) and
     reports/detect_noise.
     """
-    from stages.noise.issues import labels_can_be_judged
-    from stages.reporting.figures import image_grid, shorten
+    from stages.reporting.figures import shorten
 
     base = read_dataset(INGESTED)
-    issues, pred_probs, embeddings, history = detect_noise(base, params.detect_noise, params)
-    summary = summarise(issues)
+    findings, pred_probs, embeddings, history = detect_noise(base, params.detect_noise, params)
+    issues, summary = findings.issues, summarise(findings)
     alone = classes_of_one_group(base)
     if alone:
         print(
@@ -49,10 +56,10 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
             "images of another",
             file=sys.stderr,
         )
-    if not labels_can_be_judged(base.samples, pred_probs, base.classes):
+    if findings.checks["label_error"] != "on":
         print(
-            "detect_noise: WARNING: in cross-validation the model is no better than guessing, so no label is "
-            "called wrong; raise detect_noise.epochs, lower batch_size, or bring more images",
+            f"detect_noise: WARNING: no label is called wrong: {findings.checks['label_error']}; "
+            "raise detect_noise.epochs, lower batch_size, or bring more images",
             file=sys.stderr,
         )
     with new_folder(NOISE) as folder:
@@ -62,32 +69,33 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     with new_folder(REPORTS / "detect_noise") as folder:
         write_json(folder / "summary.json", summary)
         pd.DataFrame(history).to_csv(folder / "folds.csv", index=False)
-        worst = worst_label_issues(issues, _GALLERY)
-        titles = [
-            f"{row.given_label} → {row.suggested_label}? {row.label_score:.2f}" for row in worst.itertuples()
-        ]
-        image_grid(base.images[worst.index.to_numpy()], titles, folder / "label_errors.png", columns=8)
-    run.log_metrics({f"issues.{split}.{k}": v for split, row in summary.items() for k, v in row.items()})
+        draw(issues, base, folder)
+    shutil.rmtree(CHECKPOINTS, ignore_errors=True)
+    splits = summary["splits"]
+    run.log_metrics({f"issues.{split}.{k}": v for split, row in splits.items() for k, v in row.items()})
     run.log_history(history)
     run.log_artifacts(REPORTS / "detect_noise")
-    for split, row in summary.items():
-        errors = f"{row['label_errors']} label errors, " if "label_errors" in row else ""
-        print(
-            f"{split}: {errors}{row['outliers']} outliers, "
-            f"{row['near_duplicates']} near-duplicates among {row['samples']}"
-        )
+    for split, row in splits.items():
+        found = ", ".join(f"{count} {name}" for name, count in row.items() if name != "samples" and count)
+        print(f"{split}: {found or 'nothing'} among {row['samples']}")
+    off = [f"{kind} ({said})" for kind, said in summary["checks"].items() if said != "on"]
+    if off:
+        print(f"not looked for: {', '.join(off)}")
+    if summary["non_iid"] is not None and summary["non_iid"] < _TELLING:
+        print(f"the order of the files tells something of the images (p = {summary['non_iid']:.3g})")
 
 
 def detect_noise(
     base: Dataset, choices: DetectNoise, params: Params
-) -> tuple[pd.DataFrame, NDArray[np.float32], NDArray[np.float32], list[dict[str, float]]]:
-    """Issues, probabilities (N×K), embeddings (N×D), and a row of figures a fold.
+) -> tuple[Findings, NDArray[np.float32], NDArray[np.float32], list[dict[str, float]]]:
+    """Findings, probabilities (N×K), embeddings (N×D), and a row of figures a fold.
 
     Unlabelled samples have rows as all others: the models are asked about them, and learn nothing
     from them.
     """
+    from stages.noise.ensemble import Ensemble
     from stages.noise.folds import cross_validate
-    from stages.noise.issues import build_issues
+    from stages.noise.issues import find_issues
 
     train = split_view(base, "train")
     in_training = (base.samples["split"] == "train").to_numpy()
@@ -95,22 +103,32 @@ def detect_noise(
     result = cross_validate(
         train,
         np.asarray(base.images[base.samples.loc[~in_training, "row"].to_numpy()]),
-        architecture=choices.model,
-        folds=choices.folds,
-        repeats=choices.repeats,
-        epochs=choices.epochs,
-        batch_size=choices.batch_size,
-        learning_rate=choices.learning_rate,
+        Ensemble(
+            models=tuple(choices.models),
+            folds=choices.folds,
+            repeats=choices.repeats,
+            epochs=choices.epochs,
+            batch_size=choices.batch_size,
+            learning_rate=choices.learning_rate,
+            shift=choices.shift,
+            flip=choices.flip,
+            downweight_suspects=choices.downweight_suspects,
+            pretrained=choices.pretrained,
+        ),
         seed=params.seed,
         groups=base.samples.loc[in_training, "group"].to_numpy(object),
         device=params.device,
+        keep_in=CHECKPOINTS,
         on_fold=history.append,
     )
     pred_probs = _interleave(in_training, result.train_probs, result.other_probs)
     embeddings = _interleave(in_training, result.train_embeddings, result.other_embeddings)
+    votes = _interleave(in_training, result.train_votes, result.other_votes)
     judged = np.ones(len(base.samples), bool)
     judged[in_training] = result.train_judged
-    issues = build_issues(
+    rows = base.samples["row"].to_numpy()
+    in_order = np.array_equal(rows, np.arange(len(base.images)))
+    findings = find_issues(
         base.samples,
         pred_probs,
         embeddings,
@@ -118,8 +136,12 @@ def detect_noise(
         rule=choices.rule,
         neighbors=choices.neighbors,
         judged=judged,
+        agreement=votes,
+        images=base.images if in_order else np.asarray(base.images[rows]),
+        checks=choices.image_checks,
+        seed=params.seed,
     )
-    return issues, pred_probs, embeddings, history
+    return findings, pred_probs, embeddings, history
 
 
 def _interleave(
@@ -139,26 +161,35 @@ def classes_of_one_group(base: Dataset) -> list[str]:
     return [name for name in base.classes if name in alone]
 
 
-def worst_label_issues(issues: pd.DataFrame, most: int) -> pd.DataFrame:
-    """The suspected label errors of the training split, the least plausible labels first."""
-    suspects = issues[issues["is_label_issue"] & (issues["split"] == "train")]
-    return suspects.sort_values(["label_score", "sample_id"]).head(most)
+def draw(issues: pd.DataFrame, base: Dataset, folder: Path) -> None:
+    """Write the pictures of the report, and the noise transition matrix as a table."""
+    from stages.reporting import noise_figures as figures
+
+    rows = base.samples["row"].to_numpy()
+    figures.label_issue_gallery(issues, base.images, rows, folder / "label_errors.png")
+    figures.near_duplicate_gallery(issues, base.images, rows, folder / "near_duplicates.png")
+    figures.outlier_gallery(issues, base.images, rows, folder / "outliers.png")
+    figures.finding_gallery(issues, base.images, rows, folder / "image_checks.png")
+    transition = figures.estimated_transition(issues, base.classes)
+    figures.transition_heat_map(transition, base.classes, folder / "transition.png")
+    table = figures.transition_table(transition, base.classes)
+    table.to_csv(folder / "transition.csv", index=False)
 
 
-def summarise(issues: pd.DataFrame) -> dict[str, Any]:
-    """Counts of each kind of issue, a row a split; the unlabelled have no label errors to count."""
-    columns = {
-        "label_errors": "is_label_issue",
-        "outliers": "is_outlier_issue",
-        "near_duplicates": "is_near_duplicate_issue",
-    }
-    summary: dict[str, Any] = {}
-    for split, rows in issues.groupby("split", sort=True):
-        counts = {name: int(rows[column].sum()) for name, column in columns.items()}
-        if split == "unlabeled":
-            del counts["label_errors"]
-        summary[str(split)] = {"samples": len(rows), **counts}
-    return summary
+def summarise(findings: Findings) -> dict[str, Any]:
+    """Counts of each kind of issue by split, what was not looked for, and whether the order tells.
+
+    The unlabelled have no label errors to count.
+    """
+    splits: dict[str, Any] = {}
+    for split, rows in findings.issues.groupby("split", sort=True):
+        counts = {"samples": len(rows)}
+        for kind, said in findings.checks.items():
+            if said == "on" and not (kind == "label_error" and split == "unlabeled"):
+                counts[kind] = int(rows[flag_column(kind)].sum())
+        splits[str(split)] = counts
+    order = None if findings.non_iid is None else round(findings.non_iid, 4)
+    return {"splits": splits, "checks": findings.checks, "non_iid": order}
 
 
 if __name__ == "__main__":

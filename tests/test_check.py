@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from ruamel.yaml import YAML
 
 from stages.check import check_params, main
 from stages.errors import WinnowError
@@ -105,7 +106,11 @@ def test_an_unknown_transform_is_refused(catalogue: Path, make_params: Make) -> 
         ({"pretrained": "ResNet18_Weights.BEST"}, "torchvision has no weights of this name"),
         ({"pretrained": "resnet18"}, "torchvision has no weights of this name"),
         ({"pretrained": "VGG11_Weights.DEFAULT"}, "must be one of resnet18, resnet34, resnet50"),
-        ({"pretrained": "ResNet18_Weights.DEFAULT", "architecture": "resnet34"}, "are for resnet18"),
+        (
+            {"pretrained": "ResNet18_Weights.DEFAULT"},
+            "say ResNet18_Weights.IMAGENET1K_V1, for which it stands",
+        ),
+        ({"pretrained": "ResNet18_Weights.IMAGENET1K_V1", "architecture": "resnet34"}, "are for resnet18"),
     ],
 )
 def test_backbones_that_cannot_work(
@@ -124,3 +129,56 @@ def test_backbones_that_can_work(catalogue: Path, make_params: Make) -> None:
         {"finetune.pretrained": "ResNet18_Weights.IMAGENET1K_V1", "finetune.architecture": "resnet18"},
     ):
         assert check_params(make_params(changes)) == []
+
+
+def watch(*paths: str) -> None:
+    """Add dependencies to the stage detect_noise."""
+    graph, yaml = Path("dvc.yaml"), YAML()
+    content = yaml.load(graph)
+    content["stages"]["detect_noise"]["deps"] += paths
+    yaml.dump(content, graph)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("weights.safetensors", "there is no such file, and torchvision has no weights of this name"),
+        ("resnet18", "there is no such file, and torchvision has no weights of this name"),
+        ("ResNet18_Weights.BEST", "torchvision has no weights of this name"),
+        ("VGG11_Weights.DEFAULT", "must be one of resnet18, resnet34, resnet50"),
+        ("ResNet34_Weights.IMAGENET1K_V1", "is for resnet34, which is not in detect_noise.models (resnet18)"),
+        ("ResNet18_Weights.DEFAULT", "say ResNet18_Weights.IMAGENET1K_V1, for which it stands"),
+        ("elsewhere", "is a folder; name a file of weights"),
+        ("models/train/model.safetensors", "this pipeline trains it on the labels in question"),
+        ("./models/finetune", "this pipeline trains it on the labels in question"),
+        (
+            "elsewhere/w.pth",
+            "add elsewhere/w.pth to the deps of detect_noise in dvc.yaml, or DVC does not see",
+        ),
+    ],
+)
+def test_weights_to_judge_by_that_cannot_work(
+    catalogue: Path, make_params: Make, name: str, said: str
+) -> None:
+    Path("elsewhere").mkdir()
+    Path("elsewhere/w.pth").touch()
+    with pytest.raises(WinnowError) as caught:
+        check_params(make_params({"detect_noise.models": ["resnet18"], "detect_noise.pretrained": name}))
+    assert str(caught.value).startswith(f"detect_noise.pretrained = {name!r}")
+    assert said in str(caught.value)
+
+
+def test_weights_to_judge_by_that_can_work(catalogue: Path, make_params: Make) -> None:
+    Path("elsewhere").mkdir()
+    Path("elsewhere/w.pth").touch()
+    Path("w.pth.dvc").touch()
+    watch("elsewhere", "./w.pth")
+    for name in (
+        "ResNet18_Weights.IMAGENET1K_V1",
+        "elsewhere/w.pth",
+        str(Path("elsewhere/w.pth").absolute()),
+    ):
+        changes = {"detect_noise.models": ["small_cnn", "resnet18"], "detect_noise.pretrained": name}
+        assert check_params(make_params(changes)) == []
+    (note,) = check_params(make_params({"detect_noise.pretrained": "w.pth"}))
+    assert "dvc pull w.pth.dvc" in note
