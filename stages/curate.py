@@ -149,7 +149,7 @@ def check_classes_survive(ledger: pd.DataFrame, classes: list[str]) -> None:
     if lost:
         raise WinnowError(
             f"curation leaves no training image of {', '.join(lost)}: raise curate.min_per_class, "
-            "or decide about them in data/reviews.csv"
+            "or let decisions in data/reviews.csv keep some"
         )
 
 

@@ -158,7 +158,12 @@ def read_array(path: Path, *, mapped: bool = False) -> NDArray[Any]:
 
 def read_table(path: Path) -> pd.DataFrame:
     """Read a Parquet table that a stage wrote."""
-    return pd.read_parquet(_existing(path))
+    try:
+        return pd.read_parquet(_existing(path))
+    except (OSError, ValueError) as error:
+        raise WinnowError(
+            f"{path} is damaged ({str(error).splitlines()[0]}): `dvc checkout dvc.yaml` brings it back"
+        ) from error
 
 
 def read_ledger(folder: Path = CURATED) -> pd.DataFrame:

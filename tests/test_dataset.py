@@ -24,6 +24,7 @@ from stages.dataset import (
     read_array,
     read_conflicts,
     read_dataset,
+    read_table,
     sample_seed,
     split_hash,
     split_view,
@@ -252,3 +253,11 @@ def test_the_same_content_gives_the_same_bytes(tiny_dataset: Dataset, tmp_path: 
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "c.json", float("nan"))
+
+
+def test_a_damaged_table_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "issues.parquet"
+    path.write_bytes(b"junk")
+    with pytest.raises(WinnowError, match=r"issues\.parquet is damaged .*dvc checkout") as caught:
+        read_table(path)
+    assert "\n" not in str(caught.value)

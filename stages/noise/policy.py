@@ -217,7 +217,10 @@ def _best_of_sets(
 
 def check_kinds(issues: pd.DataFrame) -> None:
     """Raise a WinnowError where issues know nothing of some kind, as those of older versions do."""
-    missing = [kind for kind in KINDS if flag_column(kind) not in issues.columns]
+    missing: list[str] = [
+        kind for kind in KINDS if not {flag_column(kind), score_column(kind)} <= set(issues.columns)
+    ]
+    missing += [name for name in (*_EVIDENCE, "suggested_label") if name not in issues.columns]
     if missing:
         raise WinnowError(
             f"data/noise/issues.parquet is an older version's, without {', '.join(missing)}: run `dvc repro`"

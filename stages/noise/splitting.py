@@ -40,8 +40,8 @@ def split_folds(
     largest = _largest_class(labels)
     if largest < folds:
         raise WinnowError(
-            f"detect_noise.folds = {folds}, but the commonest class has {largest} training images: "
-            "lower it, or bring more images"
+            f"detect_noise.folds = {folds}, but the commonest class has {largest} training "
+            f"image{'' if largest == 1 else 's'}: lower it (2 at least), or bring more images"
         )
     numbers = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
     count = int(numbers.max()) + 1

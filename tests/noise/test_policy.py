@@ -204,3 +204,5 @@ def test_issues_of_an_older_version_are_named(issues):
     check_kinds(issues)
     with pytest.raises(WinnowError, match="without blurry: run `dvc repro`"):
         check_kinds(issues.drop(columns="is_blurry_issue"))
+    with pytest.raises(WinnowError, match="without suggested_agreement: run `dvc repro`"):
+        check_kinds(issues.drop(columns="suggested_agreement"))
