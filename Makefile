@@ -62,6 +62,7 @@ bench: install ## The measurements of benchmarks/
 	python -m benchmarks.ingest_memory
 	python -m benchmarks.near_duplicates
 	python -m benchmarks.noise_rules
+	python -m benchmarks.noise_overhead
 	python -m benchmarks.demo_seeds
 
 clean: ## Remove what the stages wrote (DVC's cache and MLflow's records stay)
