@@ -3,40 +3,55 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from stages import dataset
-from stages.dataset import Dataset, View
-from stages.params import Params
+from stages.dataset import Dataset, View, derived_id
+from stages.errors import WinnowError
+from stages.params import Augment, Params
 from stages.runtime import stage
-from stages.synthesis.augmentation import METHOD, Policy, augment_copies
+from stages.synthesis.augmentation.copying import METHOD, augment_copies, transformed
+from stages.synthesis.augmentation.presets import choose_policy, refuse_unfit
+from stages.synthesis.augmentation.survival import Verdict, check_survival, unchecked
+from stages.synthesis.augmentation.transforms import Policy, parts, validate_policy
 from stages.synthesis.delta import build_delta
 from stages.synthesis.figures import Line, save_montage
-from stages.synthesis.targets import Target, quotas, target_size
+from stages.synthesis.targets import ClassTarget, quotas, target_sizes
 from stages.tracking import StageRun
 
 REPORT = dataset.REPORTS / "augment"
 _ORIGINALS, _COPIES = 4, 10  # shown of each class
+_TRANSFORMED = 8  # originals shown of each transform
 
 
 def augment(
     base: Dataset,
     ledger: pd.DataFrame,
     policy: Policy,
+    quota: NDArray[np.int64],
     *,
-    target: Target,
-    max_factor: float,
     weight: float,
     seed: int,
+    description: str = "",
 ) -> Dataset:
     """The delta of transformed copies; empty where the policy is, or no class needs any.
 
     A copy weighs `weight` times what source and ledger give its parent.
+
+    Parameters
+    ----------
+    base, ledger : the real images, and what was decided about them
+    policy : (albumentations' name, arguments) of each transform
+    quota : int64, K; copies of each class
+    weight, seed : of the copies
+    description : stands before the progress bar; empty for none
 
     Raises
     ------
@@ -44,11 +59,12 @@ def augment(
         For a policy that is not one of albumentations', or does not fit the images.
     """
     real = dataset.split_view(base, "train", ledger)
-    quota = quotas(real.class_counts, target, max_factor)
     if not policy or not quota.any():
         return dataset.empty_delta(base)
     ids = [str(name) for name in real.sample_ids]
-    copies, parents, copy_ids = augment_copies(real.images, real.labels, ids, quota, policy, seed)
+    copies, parents, copy_ids = augment_copies(
+        real.images, real.labels, ids, quota, policy, seed, description=description
+    )
     return build_delta(
         base,
         copies,
@@ -60,10 +76,72 @@ def augment(
     )
 
 
-def class_table(real: View, delta: Dataset, column: str) -> pd.DataFrame:
-    """Images of each class: `class`, `real`, and the delta's under `column`."""
+def examine(
+    real: View, quota: NDArray[np.int64], params: Params, groups: NDArray[np.object_] | None = None
+) -> Verdict:
+    """The policy to use: checked, and tried on images of classes that a model tells apart.
+
+    Parameters
+    ----------
+    real : the curated real training images
+    quota : int64, K; copies wanted of each class
+    params : the whole of `params.yaml`
+    groups : N names; images of one name stay together in the cross-fitting of the judge
+
+    Raises
+    ------
+    WinnowError
+        For a policy that does not fit the images or the preset, or, where `augment.destroying` is
+        `stop`, one that labels do not survive.
+    """
+    section = params.augment
+    policy, key = policy_of(section)
+    height, width, channels = (int(side) for side in real.images.shape[1:])
+    validate_policy(policy, (height, width, channels), key)
+    refuse_unfit(section.preset, policy, min(height, width), key)
+    if not policy or not quota.any() or section.min_recognised == 0.0:
+        return unchecked(policy)
+    if np.count_nonzero(real.class_counts) < 2:
+        return unchecked(policy, "of a single class no model can be asked whether labels survive")
+    from stages.synthesis.judge import train_judge
+
+    try:
+        judge = train_judge(
+            real, groups=groups, seed=params.seed, device=params.device, description="augment: judge"
+        )
+    except WinnowError as error:
+        return unchecked(policy, f"whether labels survive could not be checked: {error}")
+    return check_survival(
+        real,
+        policy,
+        judge,
+        copied=quota > 0,
+        min_recognised=section.min_recognised,
+        destroying=section.destroying,
+        seed=params.seed,
+        key=key,
+    )
+
+
+def policy_of(section: Augment) -> tuple[Policy, str]:
+    """The policy of `params.yaml` or of its preset, and its key."""
+    own = None
+    if section.policy is not None:
+        own = [(transform.name, transform.args) for transform in section.policy]
+    return choose_policy(section.preset, own)
+
+
+def class_table(real: View, delta: Dataset, targets: NDArray[np.int64]) -> pd.DataFrame:
+    """Images of each class: `class`, `real`, `target` and `augmented`."""
     made = delta.samples["label"].value_counts().reindex(real.classes, fill_value=0)
-    return pd.DataFrame({"class": real.classes, "real": real.class_counts, column: made.to_numpy(np.int64)})
+    return pd.DataFrame(
+        {
+            "class": real.classes,
+            "real": real.class_counts,
+            "target": targets,
+            "augmented": made.to_numpy(np.int64),
+        }
+    )
 
 
 def save_preview(path: Path, real: View, delta: Dataset) -> None:
@@ -82,13 +160,37 @@ def save_preview(path: Path, real: View, delta: Dataset) -> None:
     save_montage(path, title, lines, [_ORIGINALS, _COPIES], ["originals", "copies"])
 
 
-def _summary(table: pd.DataFrame, params: Params, target: int) -> Mapping[str, Any]:
+def save_transforms(path: Path, real: View, section: Augment, verdict: Verdict, seed: int) -> None:
+    """A line a transform, also of those left out: originals, and what it alone makes of them."""
+    decided = dict(zip(verdict.table["key"], verdict.table["decision"], strict=True))
+    singles = parts(*policy_of(section)) if len(real) else []
+    shown = _some_of_each(real)
+    lines = []
+    for part in singles:
+        names = [derived_id(str(real.sample_ids[row]), part.key, 0) for row in shown]
+        copies = transformed(real.images, shown, names, part.alone, seed, processes=1)
+        left_out = " (left out)" if decided.get(part.key) == "left_out" else ""
+        lines.append(Line(part.name + left_out, [real.images[shown], copies]))
+    title = "What each transform does by itself" if lines else "There is no transform"
+    save_montage(path, title, lines, [len(shown)] * 2, ["originals", "transformed"])
+
+
+def _some_of_each(real: View) -> NDArray[np.int64]:
+    """The first images of as many classes as there is room for, of all where they are fewer."""
+    turn = pd.Series(real.labels).groupby(real.labels).cumcount().to_numpy()
+    return np.lexsort((real.labels, turn))[:_TRANSFORMED]
+
+
+def _summary(table: pd.DataFrame, section: Augment, verdict: Verdict) -> Mapping[str, Any]:
     return {
-        "target": target,
+        "preset": section.preset,
         "real": int(table["real"].sum()),
         "augmented": int(table["augmented"].sum()),
-        "weight": params.augment.weight,
-        "transforms": [transform.name for transform in params.augment.policy],
+        "weight": section.weight,
+        "transforms": [part.name for part in parts(verdict.policy)],
+        "left_out": verdict.table.loc[verdict.table["decision"] == "left_out", "transform"].tolist(),
+        "survival": verdict.share,
+        "notes": verdict.warnings + verdict.notes,
     }
 
 
@@ -98,26 +200,34 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     base = dataset.read_dataset(dataset.INGESTED)
     ledger = dataset.read_ledger()
     section = params.augment
-    delta = augment(
-        base,
-        ledger,
-        [(transform.name, transform.args) for transform in section.policy],
-        target=section.target,
-        max_factor=section.max_factor,
-        weight=section.weight,
-        seed=params.seed,
-    )
     real = dataset.split_view(base, "train", ledger)
-    table = class_table(real, delta, "augmented")
-    summary = _summary(table, params, target_size(real.class_counts, section.target))
+    default = ClassTarget(section.to, section.max_factor)
+    own = {name: ClassTarget(target.to, target.max_factor) for name, target in section.per_class.items()}
+    try:
+        targets = target_sizes(real.class_counts, default, real.classes, own)
+    except WinnowError as error:
+        raise WinnowError(f"augment.{error}") from error
+    quota = quotas(real.class_counts, default, real.classes, own)
+    groups = base.samples.set_index("sample_id").loc[real.sample_ids, "group"].to_numpy(object)
+    verdict = examine(real, quota, params, groups)
+    for said in [f"WARNING: {said}" for said in verdict.warnings] + verdict.notes:
+        print(f"augment: {said}", file=sys.stderr)
+    delta = augment(
+        base, ledger, verdict.policy, quota, weight=section.weight, seed=params.seed, description="augment"
+    )
+    table = class_table(real, delta, targets)
+    summary = _summary(table, section, verdict)
     with dataset.new_folder(REPORT) as folder:
         table.to_csv(folder / "counts.csv", index=False)
+        verdict.table.to_csv(folder / "survival.csv", index=False)
         dataset.write_json(folder / "summary.json", summary)
         save_preview(folder / "preview.png", real, delta)
+        save_transforms(folder / "transforms.png", real, section, verdict, params.seed)
     with dataset.new_folder(dataset.AUGMENTED) as folder:
         dataset.write_dataset(folder, delta)
     print(f"augment: {summary['augmented']} copies beside {summary['real']} real images")
-    run.log_metrics({"augmented": float(summary["augmented"]), "real": float(summary["real"])})
+    metrics = {"augmented": float(summary["augmented"]), "real": float(summary["real"])}
+    run.log_metrics(metrics | ({} if verdict.share is None else {"survival": verdict.share}))
     run.log_artifacts(REPORT)
 
 

@@ -47,16 +47,31 @@ def check_params(params: Params, catalogue: Path = CATALOGUE, graph: Path = GRAP
     WinnowError
         At the first key that cannot work.
     """
-    from stages.synthesis.augmentation import validate_policy
-
-    size, channels = params.ingest.image_size, 1 if params.ingest.color == "grey" else 3
-    policy = [(transform.name, transform.args) for transform in params.augment.policy]
-    validate_policy(policy, image_shape=(size, size, channels))
+    _check_augmentation(params)
     _check_device(params)
     notes = _check_source(Path(params.ingest.source), catalogue)
     if params.simulate.enabled:
         refuse_planting(Path(params.ingest.source), catalogue)
     return notes + _check_judge(params.detect_noise, graph) + _check_backbone(params.finetune)
+
+
+def _check_augmentation(params: Params) -> None:
+    """A policy that albumentations takes, and that fits the images and the preset; so do `flip`s."""
+    from stages.synthesis.augmentation.presets import choose_policy, reason_against, refuse_unfit
+    from stages.synthesis.augmentation.transforms import validate_policy
+
+    preset, own = params.augment.preset, params.augment.policy
+    size, channels = params.ingest.image_size, 1 if params.ingest.color == "grey" else 3
+    policy, key = choose_policy(preset, None if own is None else [(one.name, one.args) for one in own])
+    validate_policy(policy, (size, size, channels), key)
+    refuse_unfit(preset, policy, size, key)
+    why = reason_against(preset, "mirror")
+    for where, flips in (("train", params.train.flip), ("detect_noise", params.detect_noise.flip)):
+        if flips and why is not None:
+            raise WinnowError(
+                f"{where}.flip = True mirrors left and right, which augment.preset = {preset!r} refuses: "
+                f"{why}; set it to false, or choose another preset"
+            )
 
 
 def _check_device(params: Params) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -167,13 +167,30 @@ class Transform(Section):
     args: dict[str, Any]
 
 
+class ClassTarget(Section):
+    """The size that one class is brought up to, instead of the section's own."""
+
+    to: Target
+    max_factor: Annotated[float, Field(ge=0.0)]
+
+
 class Augment(Section):
     """Transformed copies for the rare classes."""
 
-    policy: list[Transform]
-    target: Target
+    preset: Literal["digits", "photos", "medical", "textures"] | None
+    policy: list[Transform] | None
+    to: Target
     max_factor: Annotated[float, Field(ge=0.0)]
+    per_class: dict[str, ClassTarget]
     weight: Positive
+    min_recognised: Probability
+    destroying: Literal["leave_out", "warn", "stop"]
+
+    @model_validator(mode="after")
+    def _some_policy(self) -> Self:
+        if self.preset is None and self.policy is None:
+            raise ValueError("preset and policy are both null: name a preset, or a policy ([]: no copies)")
+        return self
 
 
 class Gan(Section):
@@ -184,22 +201,33 @@ class Gan(Section):
     latent_dim: Count
     width: Annotated[int, Field(ge=8, multiple_of=8)]
     learning_rate: Positive
+    snapshots: Annotated[int, Field(ge=1, le=100)]
 
 
 class Gate(Section):
-    """What a generated image has to pass before it may be trained on."""
+    """What generated images have to pass before they may be trained on."""
 
     min_agreement: Probability
-    min_accepted: Probability
     copy_quantile: Probability
+    min_accepted: Probability
+    min_density: Probability
+    min_coverage: Probability
+    min_diversity: Probability
+    max_kid: Positive
+
+
+SimpleMethod = Literal["random", "smote", "borderline_smote", "adasyn", "smote_enn", "smote_tomek"]
 
 
 class Synthesize(Section):
     """Synthetic over-sampling of the rare classes."""
 
-    method: Literal["gan", "smote", "random", "none"]
-    target: Target
+    method: Literal["gan", SimpleMethod, "none"]
+    fallback: Literal[SimpleMethod, "none"]
+    neighbors_in: Literal["pixels", "embedding"]
+    to: Target
     max_factor: Annotated[float, Field(ge=0.0)]
+    per_class: dict[str, ClassTarget]
     weight: Positive
     min_real_per_class: Annotated[int, Field(ge=2)]
     gan: Gan
@@ -215,6 +243,7 @@ class Train(Section):
     learning_rate: Positive
     weight_decay: Annotated[float, Field(ge=0.0)]
     label_smoothing: Share
+    loss: Literal["cross_entropy", "balanced_softmax"]
     class_weighting: Literal["none", "balanced", "sqrt"]
     shift: Annotated[int, Field(ge=0, le=1024)]
     flip: bool
@@ -222,6 +251,7 @@ class Train(Section):
     early_stopping: bool
     use_augmented: bool
     use_synthetic: bool
+    max_made: Positive
 
 
 class Finetune(Section):
@@ -315,6 +345,8 @@ def _describe(error: Any) -> str:
         return f"{key}: unknown key{_suggestion(location)}"
     if error["type"] == "missing":
         return f"{key}: missing; every key must be given"
+    if location[-1:] == ["[key]"]:
+        return f"{'.'.join(location[:-1])}: a class's name is text; write it in quotes"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if not key:
         return message
@@ -332,13 +364,18 @@ def _suggestion(location: list[str]) -> str:
     """The keys that are allowed beside the unknown one, the likeliest first."""
     model: type[BaseModel] = Params
     for part in location[:-1]:
-        if part.isdigit():
-            model = Transform
-            continue
-        annotation = model.model_fields[part].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
+        field = model.model_fields.get(part)
+        if field is not None:
+            model = _section_in(field.annotation) or model
     allowed = sorted(model.model_fields)
     close = difflib.get_close_matches(location[-1], allowed, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"{hint} Allowed here: {', '.join(allowed)}" if hint else f"; allowed here: {', '.join(allowed)}"
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a key holds, by itself, in a list, by class name, or null."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = (_section_in(argument) for argument in get_args(annotation))
+    return next((section for section in inner if section is not None), None)

@@ -3,55 +3,104 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from stages import dataset
 from stages.dataset import Dataset, View
+from stages.errors import WinnowError
 from stages.params import Params
 from stages.params import Synthesize as Section
 from stages.runtime import stage
 from stages.synthesis.delta import build_delta
-from stages.synthesis.figures import Line, save_montage
-from stages.synthesis.oversample import Synthetic, oversample
-from stages.synthesis.targets import quotas, target_size
+from stages.synthesis.oversample import oversample
+from stages.synthesis.oversample_figures import save_progress, save_refused, save_samples
+from stages.synthesis.synthetic import Beside, Recipe, Synthetic
+from stages.synthesis.targets import ClassTarget, quotas, target_sizes
 from stages.tracking import StageRun
 
 REPORT = dataset.REPORTS / "synthesize"
 HISTORY_COLUMNS = ["step", "generator_loss", "discriminator_loss", "penalty"]
-_SHOWN = 8  # images of each class and kind
+SCORE_COLUMNS = ["step", "class", "score", "chosen"]
+# Outside the outs, which DVC deletes before each run; ignored by git and DVC.
+CHECKPOINTS = Path(".winnow/synthesize")
+_WITHOUT_NEIGHBOURS = ("random", "none", "gan")
+_MOST_CLASSES = 20  # whose measures go to MLflow: all are in quality.json
 
 
-def synthesize(real: View, section: Section, *, seed: int, device: str) -> Synthetic:
+def synthesize(
+    real: View, section: Section, *, beside: Beside, seed: int, device: str, keep_in: Path | None = None
+) -> Synthetic:
     """Make images for the classes that need some, as the section of `params.yaml` says.
 
     Parameters
     ----------
     real : the curated real training images
     section : `synthesize` of `params.yaml`
+    beside : validation and test images, embeddings, groups
     seed, device : of all that is trained and drawn
+    keep_in : a folder for the checkpoints of the GAN
 
     Raises
     ------
     WinnowError
-        For images that the chosen method cannot make, or a GAN whose training failed.
+        For images that the chosen method cannot make, a class of `per_class` that there is not, or a GAN
+        whose training failed.
     """
-    from stages.synthesis.gan import GANConfig
-    from stages.synthesis.gate import GateConfig
+    from stages.synthesis.gan.training import GANConfig
+    from stages.synthesis.gate.gate import GateConfig
 
+    default = ClassTarget(section.to, section.max_factor)
+    per_class = {
+        name: ClassTarget(target.to, target.max_factor) for name, target in section.per_class.items()
+    }
     return oversample(
         real,
-        quotas(real.class_counts, section.target, section.max_factor),
-        target=target_size(real.class_counts, section.target),
-        method=section.method,
-        min_real_per_class=section.min_real_per_class,
-        gan=GANConfig(**section.gan.model_dump()),
-        gate=GateConfig(**section.gate.model_dump()),
+        quotas(real.class_counts, default, real.classes, per_class),
+        target_sizes(real.class_counts, default, real.classes, per_class),
+        Recipe(
+            method=section.method,
+            fallback=section.fallback,
+            min_real_per_class=section.min_real_per_class,
+            gan=GANConfig(**section.gan.model_dump()),
+            gate=GateConfig(**section.gate.model_dump()),
+        ),
+        beside=beside,
         seed=seed,
         device=device,  # type: ignore[arg-type]
+        keep_in=keep_in,
     )
+
+
+def read_beside(base: Dataset, ledger: pd.DataFrame, real: View, section: Section) -> Beside:
+    """What the section needs besides the real training images; the splits as they were ingested."""
+    rows = pd.Index(base.samples["sample_id"]).get_indexer(pd.Index(real.sample_ids))
+    embeddings = None
+    samplers = {section.method} | ({section.fallback} if section.method == "gan" else set())
+    if section.neighbors_in == "embedding" and not samplers <= set(_WITHOUT_NEIGHBOURS):
+        path = dataset.NOISE / "embeddings.npy"
+        table: NDArray[np.float32] = dataset.read_array(path)
+        if len(table) != len(base.samples):
+            raise WinnowError(
+                f"{path} has {len(table)} rows, {dataset.INGESTED} {len(base.samples)} samples: they are of "
+                "different runs; run `dvc repro detect_noise`"
+            )
+        embeddings = table[rows]
+    if section.method != "gan":
+        return Beside(embeddings)
+    splits = base.samples["split"].to_numpy()
+    held_out = {
+        name: np.asarray(base.images[base.samples["row"].to_numpy()[splits == name]])
+        for name in ("val", "test")
+    }
+    groups = base.samples["group"].to_numpy(object)[rows]
+    return Beside(embeddings, groups, dataset.split_view(base, "val", ledger), held_out)
 
 
 def synthetic_delta(base: Dataset, real: View, made: Synthetic, weight: float) -> Dataset:
@@ -80,33 +129,61 @@ def counts_table(made: Synthetic) -> pd.DataFrame:
     )
 
 
-def save_samples(path: Path, real: View, made: Synthetic) -> None:
-    """A line a class that gained any: real, synthetic, and the nearest real image of each of those."""
-    lines = []
-    for label, (name, entry) in enumerate(made.quality.items()):
-        rows = np.flatnonzero(made.labels == label)[:_SHOWN]
-        if len(rows):
-            blocks = [
-                real.images[real.labels == label][:_SHOWN],
-                made.images[rows],
-                real.images[made.parents[rows]],
-            ]
-            lines.append(Line(f"{name} ({entry.method})", blocks))
-    title = "Real and synthetic images" if lines else "Nothing was synthesised"
-    save_montage(path, title, lines, [_SHOWN] * 3, ["real", "synthetic", "nearest real"])
+def quality_record(made: Synthetic, section: Section) -> dict[str, Any]:
+    """The content of `quality.json`: the methods, the GAN (null where none was trained), each class."""
+    return {
+        "method": section.method,
+        "fallback": section.fallback,
+        "neighbors_in": section.neighbors_in,
+        "gan": made.gan.to_json() if made.gan is not None else None,
+        "classes": {name: entry.to_json() for name, entry in made.quality.items()},
+    }
 
 
-def _write_report(folder: Path, real: View, made: Synthetic) -> None:
-    quality = {name: entry.to_json() for name, entry in made.quality.items()}
-    dataset.write_json(folder / "quality.json", quality)
+def figures(made: Synthetic) -> dict[str, float]:
+    """What MLflow compares: images by method, decisions, and what the gate measured of each class.
+
+    Of more than twenty classes that were measured, the first twenty.
+    """
+    found = {f"synthetic_{name}": float(made.methods.count(name)) for name in sorted(set(made.methods))}
+    found["synthetic"] = float(len(made.methods))
+    decisions = [entry.decision for entry in made.quality.values()]
+    found |= {f"classes_{name}": float(decisions.count(name)) for name in ("accepted", "reduced", "fallback")}
+    measured = {name: entry for name, entry in made.quality.items() if entry.candidates}
+    for name, entry in list(measured.items())[:_MOST_CLASSES]:
+        allowed = re.sub(r"[^\w. -]", "_", name, flags=re.ASCII)
+        found[f"gate_accepted_{allowed}"] = entry.accepted / entry.candidates
+        found |= {f"gate_{measure}_{allowed}": row["value"] for measure, row in entry.measures.items()}
+    return found
+
+
+def curves(made: Synthetic) -> list[dict[str, float]]:
+    """The GAN's losses by step, and the mean of its snapshots' scores on validation."""
+    if made.gan is None:
+        return []
+    losses = [{f"gan_{key}": value for key, value in row.items()} for row in made.gan.history]
+    scores = pd.DataFrame(made.gan.scores, columns=SCORE_COLUMNS).groupby("step")["score"].mean()
+    means = [{"gan_step": float(step), "gan_score": float(score)} for step, score in scores.items()]
+    return [{"epoch": row.pop("gan_step"), **row} for row in losses + means]
+
+
+def _write_report(folder: Path, real: View, made: Synthetic, section: Section) -> None:
+    dataset.write_json(folder / "quality.json", quality_record(made, section))
     counts_table(made).to_csv(folder / "counts.csv", index=False)
-    history = pd.DataFrame(made.history, columns=HISTORY_COLUMNS).astype({"step": "int64"})
-    history.round(6).to_csv(folder / "gan_history.csv", index=False)
+    history, scores = (made.gan.history, made.gan.scores) if made.gan is not None else ([], [])
+    table = pd.DataFrame(history, columns=HISTORY_COLUMNS).astype({"step": "int64"})
+    table.round(6).to_csv(folder / "gan_history.csv", index=False)
+    pd.DataFrame(scores, columns=SCORE_COLUMNS).round(6).to_csv(folder / "gan_scores.csv", index=False)
     save_samples(folder / "samples.png", real, made)
+    save_refused(folder / "refused.png", real, made)
+    if made.gan is not None:
+        save_progress(folder / "progress", made.gan)
 
 
 def _say(made: Synthetic) -> None:
-    """The decision for each class, fallbacks out loud."""
+    """The decision for each class, fallbacks out loud, and what happened to the GAN on the way."""
+    for note in made.gan.notes if made.gan is not None else []:
+        print(f"synthesize: GAN: {note}")
     for name, entry in made.quality.items():
         mark = "FALLBACK " if entry.decision == "fallback" else ""
         print(f"synthesize: {name}: {mark}{entry.added} by {entry.method} ({entry.reason})")
@@ -115,22 +192,21 @@ def _say(made: Synthetic) -> None:
 @stage("synthesize")
 def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     """Make synthetic images for the rare classes of the curated training split."""
-    base = dataset.read_dataset(dataset.INGESTED)
-    real = dataset.split_view(base, "train", dataset.read_ledger())
-    made = synthesize(real, params.synthesize, seed=params.seed, device=params.device)
-    with dataset.new_folder(REPORT) as folder:
-        _write_report(folder, real, made)
-    with dataset.new_folder(dataset.SYNTHETIC) as folder:
-        dataset.write_dataset(folder, synthetic_delta(base, real, made, params.synthesize.weight))
-    _say(made)
-    methods = ("gan", "smote", "random")
-    run.log_metrics({f"synthetic_{method}": float(made.methods.count(method)) for method in methods})
-    run.log_history(
-        [
-            {"epoch": row["step"], **{f"gan_{key}": value for key, value in row.items() if key != "step"}}
-            for row in made.history
-        ]
+    section = params.synthesize
+    base, ledger = dataset.read_dataset(dataset.INGESTED), dataset.read_ledger()
+    real = dataset.split_view(base, "train", ledger)
+    beside = read_beside(base, ledger, real, section)
+    made = synthesize(
+        real, section, beside=beside, seed=params.seed, device=params.device, keep_in=CHECKPOINTS
     )
+    with dataset.new_folder(REPORT) as folder:
+        _write_report(folder, real, made, section)
+    with dataset.new_folder(dataset.SYNTHETIC) as folder:
+        dataset.write_dataset(folder, synthetic_delta(base, real, made, section.weight))
+    shutil.rmtree(CHECKPOINTS, ignore_errors=True)
+    _say(made)
+    run.log_metrics(figures(made))
+    run.log_history(curves(made))
     run.log_artifacts(REPORT)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+import numpy as np
 import pandas as pd
 
 from stages.dataset import (
@@ -21,9 +22,10 @@ from stages.dataset import (
     write_json,
 )
 from stages.dataset import SYNTHETIC as SYNTHETIC_DELTA
-from stages.learning.loop import Device, Fit, Recipe, class_weighted, fit, pixel_statistics, steps_per_epoch
+from stages.learning.loop import Device, Fit, Recipe, fit, pixel_statistics, steps_per_epoch
 from stages.learning.models import ModelSpec, build_model
 from stages.learning.store import save_model
+from stages.learning.weighting import cap_made, class_weighted
 from stages.params import Params
 from stages.params import Train as TrainParams
 from stages.runtime import stage
@@ -35,8 +37,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--view",
         choices=("treated", "raw"),
         default="treated",
-        help="raw: the untreated training split, without class weights, with as many steps as train and "
-        "finetune together; writes models/baseline (default: treated, which writes models/train)",
+        help="raw: the untreated training split, by plain cross-entropy without class weights, with as many "
+        "steps as train and finetune together; writes models/baseline (default: treated, which writes "
+        "models/train)",
     )
 
 
@@ -48,27 +51,30 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     reports/train. With --view raw it reads data/ingested alone and writes models/baseline.
     """
     base = read_dataset(INGESTED)
-    epochs = params.train.epochs
+    choices, epochs = params.train, params.train.epochs
+    scaled: dict[str, float] | None = None
     if options.view == "raw":
         name, data, val = "baseline", split_view(base, "train"), split_view(base, "val")
         # As many steps as the treated model gets altogether: treatments may not win by longer training.
         epochs += params.finetune.head_epochs + params.finetune.epochs
+        choices = choices.model_copy(update={"loss": "cross_entropy"})  # balancing is a treatment too
     else:
         ledger = read_ledger()
         name, val = "train", split_view(base, "val", ledger)
-        data = class_weighted(_treated(base, ledger, params.train), params.train.class_weighting)
-    result = train(
-        data, val, base, params.train, epochs=epochs, seed=params.seed, device=params.device, name=name
-    )
-    summary = {
+        data, scaled = _treated(base, ledger, choices)
+        data = class_weighted(data, choices.class_weighting)
+    result = train(data, val, base, choices, epochs=epochs, seed=params.seed, device=params.device, name=name)
+    summary: dict[str, object] = {
         "images": len(data),
         "images_by_class": dict(zip(base.classes, data.class_counts.tolist(), strict=True)),
         "epochs": epochs,
-        "steps": epochs * _epoch(base, params.train),
+        "steps": epochs * _epoch(base, choices),
         "kept_epoch": result.best_epoch,
         "precision": result.precision,
         "device": result.device,
     }
+    if scaled is not None:
+        summary["made_scaled"] = {label: round(factor, 4) for label, factor in scaled.items()}
     with new_folder(MODELS / name) as folder:
         save_model(folder, result.model)
     with new_folder(REPORTS / name) as folder:
@@ -105,6 +111,7 @@ def train(
         learning_rate=choices.learning_rate,
         weight_decay=choices.weight_decay,
         label_smoothing=choices.label_smoothing,
+        loss=choices.loss,
         shift=choices.shift,
         flip=choices.flip,
         precision=choices.precision,
@@ -114,13 +121,22 @@ def train(
     return fit(model, data, recipe, seed=seed, val=val, device=device, description=name)
 
 
-def _treated(base: Dataset, ledger: pd.DataFrame, choices: TrainParams) -> View:
+def _treated(base: Dataset, ledger: pd.DataFrame, choices: TrainParams) -> tuple[View, dict[str, float]]:
+    """The training view with its deltas, and by class what `max_made` scaled made samples by."""
     deltas = []
     if choices.use_augmented:
         deltas.append(read_dataset(AUGMENTED))
     if choices.use_synthetic:
         deltas.append(read_dataset(SYNTHETIC_DELTA))
-    return training_view(base, ledger, deltas)
+    data = training_view(base, ledger, deltas)
+    made = np.arange(len(data)) >= len(data) - sum(len(delta.samples) for delta in deltas)
+    data, scaled = cap_made(data, made, choices.max_made)
+    for label, factor in scaled.items():
+        print(
+            f"train: made samples of {label} scaled by {factor:.3g}: together they would weigh more than "
+            f"max_made = {choices.max_made:g} times the real ones"
+        )
+    return data, scaled
 
 
 def _epoch(base: Dataset, choices: TrainParams) -> int:

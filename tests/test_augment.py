@@ -1,10 +1,15 @@
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from ruamel.yaml import YAML
 
 from stages import augment, dataset
 from stages.errors import WinnowError
+from stages.synthesis import judge
+from stages.synthesis.targets import ClassTarget, quotas
 
 POLICY = [("Affine", {"rotate": [-10, 10], "p": 1.0})]
 
@@ -26,8 +31,20 @@ def keep_all(base):
     )
 
 
-def run(base, ledger, policy=POLICY, target="majority", max_factor=5.0, seed=0):
-    return augment.augment(base, ledger, policy, target=target, max_factor=max_factor, weight=0.5, seed=seed)
+def run(base, ledger, policy=POLICY, to="majority", max_factor=5.0, seed=0):
+    counts = dataset.split_view(base, "train", ledger).class_counts
+    quota = quotas(counts, ClassTarget(to, max_factor))
+    return augment.augment(base, ledger, policy, quota, weight=0.5, seed=seed)
+
+
+def set_params(workspace, **changes):
+    """Change keys of params.yaml, `augment__to` for augment.to."""
+    yaml, path = YAML(), workspace / "params.yaml"
+    content = yaml.load(path)
+    for key, value in changes.items():
+        section, name = key.split("__")
+        content[section][name] = value
+    yaml.dump(content, path)
 
 
 def test_rare_classes_are_brought_up_and_rows_follow_the_contract(tiny_dataset):
@@ -55,7 +72,7 @@ def test_the_ledger_decides_what_is_counted_and_copied(tiny_dataset):
     ledger.loc[relabelled, ["label", "action"]] = ["c", "relabel"]
     doubtful = train[train["label"] == "b"].index[:1]
     ledger.loc[doubtful, ["weight", "action"]] = [0.5, "reweight"]
-    table = run(tiny_dataset, ledger, target=40).samples
+    table = run(tiny_dataset, ledger, to=40).samples
     # a: 24 real, b: 20, c: 10 - 4 + 6 = 12
     assert table["label"].value_counts().to_dict() == {"a": 16, "b": 20, "c": 28}
     assert not set(table["parent_id"]) & set(ledger.loc[dropped, "sample_id"])
@@ -65,7 +82,7 @@ def test_the_ledger_decides_what_is_counted_and_copied(tiny_dataset):
     assert set(of_doubtful["weight"]) == {0.25}
 
 
-@pytest.mark.parametrize("change", [{"policy": []}, {"max_factor": 0.0}, {"target": 1}])
+@pytest.mark.parametrize("change", [{"policy": []}, {"max_factor": 0.0}, {"to": 1}])
 def test_nothing_to_do_gives_an_empty_delta(tiny_dataset, change):
     delta = run(tiny_dataset, keep_all(tiny_dataset), **change)
     assert len(delta.samples) == 0
@@ -88,7 +105,14 @@ def contents(*folders):
     return {path: path.read_bytes() for folder in folders for path in sorted(folder.iterdir())}
 
 
-def test_the_stage_writes_delta_and_report_and_repeats_them(workspace, tiny_dataset, capsys):
+@pytest.fixture
+def quick(monkeypatch):
+    """A judge of a few steps: the bars are told apart at once."""
+    monkeypatch.setattr(judge, "_STEPS", (40, 40))
+    monkeypatch.setattr(judge, "_EPOCHS", 2)
+
+
+def test_the_stage_writes_delta_and_report_and_repeats_them(workspace, tiny_dataset, capsys, quick):
     write_inputs(tiny_dataset)
     augment.main([])
     first = contents(dataset.AUGMENTED, augment.REPORT)
@@ -98,11 +122,20 @@ def test_the_stage_writes_delta_and_report_and_repeats_them(workspace, tiny_data
         "classes.json",
         "counts.csv",
         "summary.json",
+        "survival.csv",
         "preview.png",
+        "transforms.png",
     }
     counts = pd.read_csv(augment.REPORT / "counts.csv").set_index("class")
     assert counts["real"].to_dict() == {"a": 30, "b": 20, "c": 10}
+    assert counts["target"].to_dict() == {"a": 30, "b": 30, "c": 30}
     assert counts["augmented"].to_dict() == {"a": 0, "b": 10, "c": 20}
+    survival = pd.read_csv(augment.REPORT / "survival.csv")
+    assert survival["transform"].tolist() == ["Affine", "RandomBrightnessContrast", "policy"]
+    assert set(survival["decision"]) == {"kept"}
+    summary = json.loads((augment.REPORT / "summary.json").read_text("utf-8"))
+    assert (summary["preset"], summary["augmented"], summary["left_out"]) == ("digits", 30, [])
+    assert summary["survival"] == survival["survival"].iloc[-1]
     assert "30 copies beside 60 real images" in capsys.readouterr().out
     view = dataset.training_view(tiny_dataset, deltas=[dataset.read_dataset(dataset.AUGMENTED)])
     assert view.class_counts.tolist() == [30, 30, 30]
@@ -110,29 +143,135 @@ def test_the_stage_writes_delta_and_report_and_repeats_them(workspace, tiny_data
     assert contents(dataset.AUGMENTED, augment.REPORT) == first
 
 
-def test_an_empty_policy_still_writes_everything(workspace, tiny_dataset):
+def flipped(workspace, destroying):
+    """A policy under which the bar of class a, at the left, moves to where no class has it."""
+    policy = [{"name": "HorizontalFlip", "args": {}}, {"name": "RandomGamma", "args": {}}]
+    set_params(
+        workspace,
+        augment__preset=None,
+        augment__policy=policy,
+        augment__destroying=destroying,
+        augment__to=40,
+    )
+
+
+def test_a_transform_that_destroys_classes_is_left_out_aloud(workspace, tiny_dataset, capsys, quick):
     write_inputs(tiny_dataset)
-    text = (workspace / "params.yaml").read_text("utf-8")
-    start, end = text.index("  policy:"), text.index("  target:")
-    (workspace / "params.yaml").write_text(text[:start] + "  policy: []\n" + text[end:], "utf-8")
+    flipped(workspace, "leave_out")
     augment.main([])
-    assert len(dataset.read_dataset(dataset.AUGMENTED).samples) == 0
-    assert np.asarray(Image.open(augment.REPORT / "preview.png")).size > 0
+    assert "WARNING: augment.policy.0: after HorizontalFlip" in capsys.readouterr().err
+    survival = pd.read_csv(augment.REPORT / "survival.csv").set_index("transform")
+    assert survival["decision"].to_dict() == {
+        "HorizontalFlip": "left_out",
+        "RandomGamma": "kept",
+        "policy": "kept",
+    }
+    summary = json.loads((augment.REPORT / "summary.json").read_text("utf-8"))
+    assert (summary["transforms"], summary["left_out"]) == (["RandomGamma"], ["HorizontalFlip"])
+    delta = dataset.read_dataset(dataset.AUGMENTED)
+    # the bar of every copy is where it was: bright columns 2 to 5 for a, 6 to 9 for b, 10 to 13 for c
+    brightest = delta.images[..., 0].mean(axis=1).argmax(axis=1)
+    assert ((brightest - 2) // 4 == dataset.label_indices(delta.samples["label"], delta.classes)).all()
 
 
-def test_a_mistake_in_the_policy_leaves_the_last_outputs(workspace, tiny_dataset, capsys):
+def test_it_can_stop_instead_and_leaves_the_last_outputs(workspace, tiny_dataset, capsys, quick):
     write_inputs(tiny_dataset)
+    set_params(workspace, augment__min_recognised=0.0)
     augment.main([])
     before = contents(dataset.AUGMENTED, augment.REPORT)
-    text = (workspace / "params.yaml").read_text("utf-8")
-    (workspace / "params.yaml").write_text(text.replace("name: Affine", "name: Afine"), "utf-8")
+    set_params(workspace, augment__min_recognised=0.8)
+    flipped(workspace, "stop")
+    with pytest.raises(SystemExit) as status:
+        augment.main([])
+    assert status.value.code == 2
+    assert "augment: augment.policy.0: after HorizontalFlip" in capsys.readouterr().err
+    assert contents(dataset.AUGMENTED, augment.REPORT) == before
+
+
+def test_where_no_judge_can_be_trained_it_says_so(workspace, tiny_dataset, capsys):
+    tiny_dataset.samples["group"] = "f" * 16
+    write_inputs(tiny_dataset)
+    augment.main([])
+    assert "whether labels survive could not be checked" in capsys.readouterr().err
+    assert len(dataset.read_dataset(dataset.AUGMENTED).samples) == 30
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"augment__policy": []},
+        {"augment__max_factor": 0.0},
+        {"augment__to": 1},
+        {"augment__min_recognised": 0.0},
+    ],
+)
+def test_where_nothing_is_to_be_checked_no_judge_is_trained(workspace, tiny_dataset, monkeypatch, changes):
+    def refuse(*_, **__):
+        raise AssertionError("a judge was trained")
+
+    monkeypatch.setattr(judge, "train_judge", refuse)
+    write_inputs(tiny_dataset)
+    set_params(workspace, **changes)
+    augment.main([])
+    delta = dataset.read_dataset(dataset.AUGMENTED)
+    assert len(delta.samples) == (30 if "augment__min_recognised" in changes else 0)
+    assert len(pd.read_csv(augment.REPORT / "survival.csv")) == 0
+    for picture in ("preview.png", "transforms.png"):
+        assert np.asarray(Image.open(augment.REPORT / picture)).size > 0
+
+
+def test_classes_may_have_targets_of_their_own(workspace, tiny_dataset, quick):
+    write_inputs(tiny_dataset)
+    set_params(
+        workspace, augment__per_class={"c": {"to": 15, "max_factor": 2.0}, "a": {"to": 33, "max_factor": 1}}
+    )
+    augment.main([])
+    counts = pd.read_csv(augment.REPORT / "counts.csv").set_index("class")
+    assert counts["target"].to_dict() == {"a": 33, "b": 30, "c": 15}
+    assert counts["augmented"].to_dict() == {"a": 3, "b": 10, "c": 5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"augment__policy": [{"name": "Afine", "args": {}}]},
+            "augment: augment.policy.0.name = 'Afine'",
+        ),
+        (
+            {"augment__policy": [{"name": "VerticalFlip", "args": {}}]},
+            "augment: augment.policy.0: VerticalFlip turns images upside down, which augment.preset = ",
+        ),
+        (
+            {"augment__per_class": {"z": {"to": 5, "max_factor": 1.0}}},
+            "augment: augment.per_class names 'z', and there is no such class; there are a, b, c",
+        ),
+    ],
+)
+def test_a_mistake_leaves_the_last_outputs(workspace, tiny_dataset, capsys, changes, said):
+    write_inputs(tiny_dataset)
+    set_params(workspace, augment__min_recognised=0.0)
+    augment.main([])
+    before = contents(dataset.AUGMENTED, augment.REPORT)
+    capsys.readouterr()
+    set_params(workspace, **changes)
     with pytest.raises(SystemExit) as status:
         augment.main([])
     assert status.value.code == 2
     error = capsys.readouterr().err.strip()
-    assert error.startswith("augment: augment.policy.0.name = 'Afine'")
+    assert error.startswith(said)
     assert "\n" not in error
     assert contents(dataset.AUGMENTED, augment.REPORT) == before
+
+
+def test_a_single_class_is_augmented_unchecked(workspace, tiny_dataset, capsys):
+    only = (tiny_dataset.samples["label"] == "a").to_numpy()
+    samples = tiny_dataset.samples[only].reset_index(drop=True).assign(row=range(int(only.sum())))
+    write_inputs(dataset.Dataset(tiny_dataset.images[only], samples, ["a"]))
+    set_params(workspace, augment__to=40)
+    augment.main([])
+    assert len(dataset.read_dataset(dataset.AUGMENTED).samples) == 10
+    assert "of a single class" in capsys.readouterr().err
 
 
 def test_what_a_reviewer_labelled_has_copies_too(partly_labelled):

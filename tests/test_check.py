@@ -94,6 +94,23 @@ def test_an_unknown_transform_is_refused(catalogue: Path, make_params: Make) -> 
         check_params(make_params({"augment.policy": [{"name": "Sparkle", "args": {}}]}))
 
 
+def test_what_the_preset_must_not_do_is_refused(catalogue: Path, make_params: Make) -> None:
+    policy = [{"name": "RandomGamma", "args": {}}, {"name": "HorizontalFlip", "args": {"p": 0.5}}]
+    with pytest.raises(WinnowError, match=r"augment\.policy\.1: HorizontalFlip mirrors left and right"):
+        check_params(make_params({"augment.policy": policy}))
+    assert check_params(make_params({"augment.policy": policy, "augment.preset": "photos"})) == []
+    assert check_params(make_params({"augment.policy": policy, "augment.preset": None})) == []
+
+
+@pytest.mark.parametrize("key", ["train.flip", "detect_noise.flip"])
+def test_flips_elsewhere_are_held_against_the_preset(catalogue: Path, make_params: Make, key: str) -> None:
+    for preset in ("digits", "medical"):
+        with pytest.raises(WinnowError, match=f"^{key} = True mirrors .* augment.preset = '{preset}'"):
+            check_params(make_params({key: True, "augment.preset": preset}))
+    for preset in ("photos", "textures"):
+        assert check_params(make_params({key: True, "augment.preset": preset})) == []
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -52,7 +52,12 @@ def test_every_key_must_be_given(params_dict: dict[str, Any]) -> None:
         ("curate.label_error.confidence", 80, ["curate.label_error.confidence = 80", "or equal to 1"]),
         ("curate.label_error.action", "reweight", ["curate.label_error: with action 'reweight', otherwise"]),
         ("curate.max_lost_per_class", 1.5, ["curate.max_lost_per_class = 1.5"]),
-        ("augment.target", "most", ["augment.target = 'most'", "'majority' or 'median'", "integer"]),
+        ("augment.to", "most", ["augment.to = 'most'", "'majority' or 'median'", "integer"]),
+        ("augment.preset", "digit", ["augment.preset = 'digit'", "'digits', 'photos'"]),
+        ("augment.preset", None, ["augment: preset and policy are both null: name a preset"]),
+        ("augment.per_class", {7: {"to": 9, "max_factor": 1.0}}, ["augment.per_class.7: a class's name is"]),
+        ("augment.per_class", {"7": {"to": 9}}, ["augment.per_class.7.max_factor: missing"]),
+        ("synthesize.fallback", "gan", ["synthesize.fallback = 'gan'", "'smote_tomek' or 'none'"]),
         ("synthesize.gan.width", 12, ["synthesize.gan.width = 12", "multiple of 8"]),
         ("train.precision", "fp16", ["train.precision = 'fp16'", "'auto', 'fp32' or 'bf16'"]),
         ("seed", -1, ["seed = -1", "greater than or equal to 0"]),
@@ -94,6 +99,12 @@ def test_unknown_keys_get_a_suggestion(make_params: Callable[..., Params], key: 
 def test_an_ablation_needs_one_key(make_params: Callable[..., Params]) -> None:
     for action in ("keep", "drop"):
         assert make_params({"curate.label_error.action": action}).curate.label_error.action == action
+
+
+@pytest.mark.parametrize("name", ["7", "cat"])
+def test_an_unknown_key_of_a_class(make_params: Callable[..., Params], name: str) -> None:
+    with pytest.raises(WinnowError, match=rf"per_class\.{name}\.too: unknown key; did you mean 'to'"):
+        make_params({"synthesize.per_class": {name: {"to": 9, "max_factor": 1.0, "too": 3}}})
 
 
 def test_an_unknown_key_in_a_transform(make_params: Callable[..., Params]) -> None:

@@ -68,6 +68,19 @@ def summary(workspace, name: str) -> dict:
     return json.loads((workspace / "reports" / name / "summary.json").read_text())
 
 
+def spy_on_weights(monkeypatch) -> dict[str, dict[str, float]]:
+    """By the name of what was trained, the weights that reached training, by sample id."""
+    seen = {}
+    original = train.fit
+
+    def spy(model, data, *args, **kwargs):
+        seen[kwargs["description"]] = dict(zip(data.sample_ids, data.weights.tolist(), strict=True))
+        return original(model, data, *args, **kwargs)
+
+    monkeypatch.setattr(train, "fit", spy)
+    return seen
+
+
 def test_train_sees_curated_augmented_and_synthetic_samples(prepared, workspace):
     train.main([])
     assert summary(workspace, "train")["images"] == 59 + 6 + 4
@@ -83,6 +96,46 @@ def test_deltas_can_be_left_out_by_a_parameter(prepared, workspace, make_params,
     monkeypatch.setattr("stages.runtime.load_params", lambda: params)
     train.main([])
     assert summary(workspace, "train")["images"] == 59
+
+
+def test_made_samples_weigh_at_most_so_many_times_the_real_ones(
+    prepared, workspace, make_params, monkeypatch, capsys
+):
+    seen = spy_on_weights(monkeypatch)
+    params = make_params(TINY | {"train.max_made": 0.15, "train.class_weighting": "none"})
+    monkeypatch.setattr("stages.runtime.load_params", lambda: params)
+    train.main([])
+    # class c: 10 real of weight 1, ten made of .3
+    assert summary(workspace, "train")["made_scaled"] == {"c": 0.5}
+    assert "train: made samples of c scaled by 0.5: " in capsys.readouterr().out
+    weights = list(seen["train"].values())
+    assert weights[-10:] == pytest.approx([0.15] * 10)
+    assert weights[2:-10] == [1.0] * 57
+
+
+def test_under_the_cap_nothing_is_scaled_and_the_baseline_knows_no_cap(prepared, workspace, capsys):
+    train.main([])
+    train.main(["--view", "raw"])
+    assert summary(workspace, "train")["made_scaled"] == {}
+    assert "made_scaled" not in summary(workspace, "baseline")
+    assert "scaled by" not in capsys.readouterr().out
+
+
+def test_the_chosen_loss_is_that_of_train_and_not_of_the_baseline(
+    prepared, workspace, make_params, monkeypatch
+):
+    def models() -> dict[str, bytes]:
+        train.main([])
+        train.main(["--view", "raw"])
+        names = ("train", "baseline")
+        return {name: (workspace / "models" / name / "model.safetensors").read_bytes() for name in names}
+
+    plain = models()
+    params = make_params(TINY | {"train.loss": "balanced_softmax"})
+    monkeypatch.setattr("stages.runtime.load_params", lambda: params)
+    balanced = models()
+    assert balanced["train"] != plain["train"]
+    assert balanced["baseline"] == plain["baseline"]
 
 
 def test_baseline_sees_the_untreated_split_with_the_steps_of_train_and_finetune(prepared, workspace):
@@ -149,14 +202,7 @@ def test_the_sources_weights_reach_both_models_and_labelled_samples_the_treated_
             write_dataset(folder, empty_delta(partly_labelled))
     params = make_params(TINY | {"train.class_weighting": "none"})
     monkeypatch.setattr("stages.runtime.load_params", lambda: params)
-    seen = {}
-    original = train.fit
-
-    def spy(model, data, *args, **kwargs):
-        seen[kwargs["description"]] = dict(zip(data.sample_ids, data.weights.tolist(), strict=True))
-        return original(model, data, *args, **kwargs)
-
-    monkeypatch.setattr(train, "fit", spy)
+    seen = spy_on_weights(monkeypatch)
     train.main([])
     train.main(["--view", "raw"])
     ids = samples["sample_id"]

@@ -39,7 +39,12 @@ class Recipe:
     learning_rate : the peak; AdamW with one-cycle (Smith & Topin, arXiv 1708.07120)
     backbone_lr_factor : of the backbone's rate against the head's; 0 freezes the backbone
     weight_decay : decoupled (Loshchilov & Hutter, arXiv 1711.05101)
-    label_smoothing : share of the target spread over all classes
+    label_smoothing : share of the target spread over all classes; with `balanced_softmax` as the
+        classes share the training mass, so that it still pulls the model's own logits to even ones
+    loss : `cross_entropy`, or `balanced_softmax` (Ren et al., arXiv 2007.10740): in training, the log of
+        each class's share of the summed weights is added to its logit, so that without it, in
+        prediction, the model speaks for classes that are equally common. What class weights or balanced
+        sampling even out already, it leaves alone.
     sampling : `shuffle`, or `balanced` for classes drawn equally often
     shift : random translation by up to so many pixels, edges repeated
     flip : random horizontal flips
@@ -53,6 +58,7 @@ class Recipe:
     learning_rate: float
     weight_decay: float = 0.01
     label_smoothing: float = 0.0
+    loss: Literal["cross_entropy", "balanced_softmax"] = "cross_entropy"
     backbone_lr_factor: float = 1.0
     sampling: Literal["shuffle", "balanced"] = "shuffle"
     shift: int = 0
@@ -108,6 +114,7 @@ def fit(
     images = torch.from_numpy(np.ascontiguousarray(data.images)).to(target)
     labels = torch.from_numpy(data.labels).to(target)
     weights = torch.from_numpy(data.weights / data.weights.mean()).to(target)
+    log_shares = _log_shares(data, recipe.sampling).to(target) if recipe.loss == "balanced_softmax" else None
     generator = torch.Generator().manual_seed(seed)
     batches = _batches(data.labels, min(recipe.batch_size, len(data)), recipe.sampling, generator)
     optimiser, schedule = _optimiser(model, recipe)
@@ -123,7 +130,8 @@ def fit(
             index = next(batches).to(target)
             batch = _augment(images[index], recipe, generator)
             with autocast.context():
-                loss = _loss(model(batch), labels[index], weights[index], recipe.label_smoothing)
+                logits = model(batch)
+                loss = _loss(logits, labels[index], weights[index], recipe.label_smoothing, log_shares)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -190,25 +198,6 @@ def predict(
             (0, model.head.in_features), np.float32
         )
     return np.concatenate(probabilities), np.concatenate(embeddings)
-
-
-def class_weighted(data: View, mode: Literal["none", "balanced", "sqrt"]) -> View:
-    """`data` with the weight of each class multiplied by 1/n (`balanced`) or 1/√n (`sqrt`).
-
-    n is the summed weight of the class, so that down-weighted samples count as what they weigh.
-    """
-    if mode == "none":
-        return data
-    mass = np.bincount(data.labels, weights=data.weights, minlength=len(data.classes))
-    factor = 1.0 / np.maximum(mass, 1e-8) ** (1.0 if mode == "balanced" else 0.5)
-    weights = data.weights * factor[data.labels]
-    return View(
-        images=data.images,
-        labels=data.labels,
-        weights=(weights / weights.mean()).astype(np.float32),
-        sample_ids=data.sample_ids,
-        classes=data.classes,
-    )
 
 
 def pixel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
@@ -324,9 +313,31 @@ def _augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tens
     return images
 
 
-def _loss(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float) -> Tensor:
-    losses = functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="none")
-    return (losses * weights).mean()
+def _log_shares(data: View, sampling: str) -> Tensor:
+    """Log of the share of each class, K, in the mass that the batches are drawn from.
+
+    A class without any counts as the rarest that has some: at zero, training would leave its logit as it
+    was initialised, and free to win.
+    """
+    mass = np.bincount(data.labels, weights=data.weights, minlength=len(data.classes)).astype(np.float64)
+    if sampling == "balanced":
+        mass = mass / np.maximum(data.class_counts, 1)
+    mass = np.where(mass > 0, mass, mass[mass > 0].min(initial=mass.max()))
+    return torch.from_numpy(np.log(mass / mass.sum())).float()
+
+
+def _loss(
+    logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float, log_shares: Tensor | None = None
+) -> Tensor:
+    """Weighted mean of the batch's cross-entropy, with logits moved by `log_shares` where given."""
+    if log_shares is None:
+        losses = functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="none")
+        return (losses * weights).mean()
+    log_probs = functional.log_softmax(logits.float() + log_shares, 1)
+    own = functional.nll_loss(log_probs, labels, reduction="none")
+    # Spread evenly, it would ask of the moved logits that rare classes be as likely as common ones.
+    spread = -(log_shares.exp() * log_probs).sum(1)
+    return (((1 - smoothing) * own + smoothing * spread) * weights).mean()
 
 
 @torch.inference_mode()

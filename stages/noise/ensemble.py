@@ -24,7 +24,8 @@ _BACKBONE_LR_FACTOR = 0.1  # of pretrained weights, which a fresh head's rate wo
 _WEIGHTS = {".safetensors", ".pt", ".pth", ".bin"}
 # In stages/; tests/noise/test_ensemble.py holds it against what folds.py imports.
 _CODE = [
-    *(f"noise/{name}.py" for name in ("folds", "splitting", "ensemble", "checkpoints")),
+    "checkpoints.py",
+    *(f"noise/{name}.py" for name in ("folds", "splitting", "ensemble")),
     *(f"learning/{name}.py" for name in ("loop", "models", "store", "transfer")),
 ]
 

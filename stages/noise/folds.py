@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from stages.checkpoints import Checkpoints, Part
 from stages.dataset import View
 from stages.learning.loop import Device, fit, pixel_statistics, predict
 from stages.learning.models import Classifier, ModelSpec
-from stages.noise.checkpoints import Checkpoints, Part
 from stages.noise.ensemble import Ensemble, inputs_digest
 from stages.noise.splitting import Fold, split_folds
 

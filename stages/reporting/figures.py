@@ -53,26 +53,6 @@ class Section:
             raise ValueError(f"{len(self.images)} images but {len(self.titles)} titles")
 
 
-def image_grid(
-    images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
-    titles: Sequence[str],
-    path: Path,
-    *,
-    columns: int = 10,
-    cell: int = 84,
-    heading: str = "",
-    empty: str = "nothing to show",
-) -> None:
-    """Write a grid of small images, each with its title above it: a gallery of one section.
-
-    Raises
-    ------
-    ValueError
-        Where there are not as many titles as images.
-    """
-    gallery([Section(heading, images, titles)], path, columns=columns, cell=cell, empty=empty)
-
-
 def gallery(
     sections: Sequence[Section],
     path: Path,

@@ -21,6 +21,16 @@ from stages.reporting.findings import (
     rare_classes,
     switched_off,
 )
+from stages.reporting.made import (
+    gan_line,
+    gan_notes,
+    gate_table,
+    nearness,
+    requested_table,
+    rest_line,
+    snapshot_table,
+    survival_rows,
+)
 from stages.reporting.pages import render_template
 from stages.reporting.story import (
     HEADLINE,
@@ -33,7 +43,8 @@ from stages.reporting.story import (
     verdict,
 )
 
-_ELSEWHERE = ("ingest", "detect_noise", "curate", "evaluate")  # on the data card, and in their own sections
+# On the data card, and in their own sections.
+_ELSEWHERE = ("ingest", "detect_noise", "curate", "augment", "synthesize", "evaluate")
 # Of pictures that were found and done, in the order in which the page shows them.
 _FOUND = {
     "label_errors.png": "The least plausible labels: given → suggested, and what the models think of each",
@@ -46,12 +57,21 @@ _DONE = {
     "class_balance.png": "Each class as given and as curated",
     "changes.png": "What was changed in the training split",
 }
+_AUGMENTED = {
+    "transforms.png": "What each transform does by itself",
+    "preview.png": "Augmented copies",
+}
+_GENERATED = {
+    "samples.png": "What was added, beside real images and the real one that is nearest",
+    "refused.png": "What the gate refused",
+}
 _CAPTIONS = {
     **{f"detect_noise/{name}": caption for name, caption in _FOUND.items()},
     **{f"curate/{name}": caption for name, caption in _DONE.items()},
-    "augment/preview.png": "Augmented copies",
-    "synthesize/samples.png": "Generated images",
+    **{f"augment/{name}": caption for name, caption in _AUGMENTED.items()},
+    **{f"synthesize/{name}": caption for name, caption in _GENERATED.items()},
 }
+_PROGRESS = "The generator's images of each class after the last step, from the same latents throughout"
 _MOST_ROWS = 200  # of a table in the page; the file beside it holds all of them
 
 
@@ -77,10 +97,9 @@ def render_page(story: Story) -> str:
         "rare": rare_classes(done),
         "reasons": plain_table(story.table("curate/reasons.csv")),
         "done_pictures": pictures_of(story, "curate", list(_DONE)),
-        "treatments": treatment_rows(story.table("evaluate/treatments.csv")),
-        "fallbacks": fallbacks(story),
-        "quality": plain_table(pd.DataFrame(story.quality)),
-        "recalls": recall_rows(story.table("evaluate/per_class.csv")),
+        **cut("treatments", treatment_rows(story.table("evaluate/treatments.csv"))),
+        **cut("recalls", recall_rows(story.table("evaluate/per_class.csv"))),
+        **made_context(story),
         "own": {picture.name: _inline(picture) for picture in story.pictures if picture.stage == "evaluate"},
         "gallery": [_inline(picture) for picture in story.pictures if picture.stage not in _ELSEWHERE],
         "class_counts": plain_table(counts_by_split(story.table("ingest/class_counts.csv"))),
@@ -88,7 +107,35 @@ def render_page(story: Story) -> str:
         "duplicates": plain_table(story.table("ingest/duplicates.parquet")),
         "summaries": {stage: flatten(summary) for stage, summary in story.summaries.items()},
     }
-    return render_template("page.html.j2", context, {"figure": figure_text, "signed": signed_text})
+    filters = {"figure": figure_text, "signed": signed_text}
+    filters |= {"brief": brief_text, "percent": percent_text}
+    return render_template("page.html.j2", context, filters)
+
+
+def made_context(story: Story) -> dict[str, Any]:
+    """What the section on made images shows; `made` says whether there is anything to show."""
+    augmented = pictures_of(story, "augment", list(_AUGMENTED))
+    generated = pictures_of(story, "synthesize", list(_GENERATED))
+    survival = survival_rows(story.table("augment/survival.csv"))
+    return {
+        "made": bool(augmented or generated or survival or story.quality),
+        **cut("survival", survival),
+        "augment_pictures": augmented,
+        "synthesize_pictures": generated,
+        "gate": gate_table(story.quality),
+        "gan_line": gan_line(story.synthesis, story.quality),
+        "gan_notes": gan_notes(story.synthesis),
+        "fallbacks": fallbacks(story),
+        "rest_line": rest_line(story.quality),
+        "requested": plain_table(requested_table(story.quality)),
+        "snapshots": plain_table(snapshot_table(story.table("synthesize/gan_scores.csv"), story.quality)),
+        "nearness": nearness(story.quality),
+    }
+
+
+def cut(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """`rows` under `name`, at most `_MOST_ROWS` of them, and how many were left out."""
+    return {name: rows[:_MOST_ROWS], f"{name}_left_out": max(0, len(rows) - _MOST_ROWS)}
 
 
 def pictures_of(story: Story, stage: str, first: Sequence[str]) -> list[dict[str, str]]:
@@ -246,6 +293,16 @@ def figure_text(value: float | None) -> str:
     return "–" if value is None or pd.isna(value) else f"{value:.3f}"
 
 
+def brief_text(value: float | None) -> str:
+    """A figure to two digits; a dash where there is none."""
+    return "–" if value is None or pd.isna(value) else f"{value:.2f}"
+
+
+def percent_text(value: float | None) -> str:
+    """A share as `97.5 %`; a dash where there is none."""
+    return "–" if value is None or pd.isna(value) else f"{100 * value:.1f} %"
+
+
 def signed_text(value: float) -> str:
     """A difference with its sign, to three digits."""
     return f"{value:+.3f}".replace("-", "−")
@@ -264,6 +321,6 @@ def _inline(picture: Picture) -> dict[str, str]:
     encoded = base64.b64encode(picture.data).decode()
     return {
         "place": f"reports/{place}",
-        "caption": _CAPTIONS.get(place, ""),
+        "caption": _CAPTIONS.get(place, _PROGRESS if picture.name.startswith("progress/") else ""),
         "data": f"data:image/png;base64,{encoded}" if encoded else "",
     }

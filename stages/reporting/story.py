@@ -29,7 +29,9 @@ TABLES = (
     "ingest/quarantine.parquet",
     "ingest/duplicates.parquet",
     "curate/reasons.csv",
+    "augment/survival.csv",
     "synthesize/gan_history.csv",
+    "synthesize/gan_scores.csv",
     "baseline/history.csv",
     "train/history.csv",
     "finetune/history.csv",
@@ -37,6 +39,7 @@ TABLES = (
     "evaluate/treatments.csv",
 )
 _TEXT = ["class", "label", "model", "synthesised_by", "split", "kind", "protection", "action"]
+_TEXT += ["transform", "worst_class", "decision"]
 _PNG = b"\x89PNG\r\n\x1a\n"
 _LARGEST_PICTURE = 4 * 2**20
 
@@ -61,7 +64,8 @@ class Story:
     tables : by name of the stage and file, of `TABLES`
     summaries : the `summary.json` of each stage
     quality : a row a class of `synthesize/quality.json`
-    pictures : in the order of the pipeline, those of `evaluate` last
+    synthesis : what the same file says besides, such as `method` and `gan`
+    pictures : in the order of the pipeline, those of `evaluate` last; of `synthesize/progress` the last
     """
 
     metrics: dict[str, Any]
@@ -69,6 +73,7 @@ class Story:
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     summaries: dict[str, dict[str, Any]] = field(default_factory=dict)
     quality: list[dict[str, Any]] = field(default_factory=list)
+    synthesis: dict[str, Any] = field(default_factory=dict)
     pictures: list[Picture] = field(default_factory=list)
 
     def table(self, name: str) -> pd.DataFrame:
@@ -100,16 +105,18 @@ def read_story(reports: Path, evaluate: Path | None = None) -> Story:
     pictures = [
         picture
         for stage, folder in folders.items()
-        for path in sorted(folder.glob("*.png"))
-        for picture in _picture(stage, path)
+        for path in [*sorted(folder.glob("*.png")), *_last(folder / "progress")]
+        for picture in _picture(stage, path.relative_to(folder).as_posix(), path)
     ]
+    quality = _mapping(folders["synthesize"] / "quality.json")
     summaries = {stage: _mapping(folder / "summary.json") for stage, folder in folders.items()}
     return Story(
         metrics=_mapping(folders["evaluate"] / "metrics.json"),
         settings=summaries.pop("evaluate"),
         tables=tables,
         summaries={stage: summary for stage, summary in summaries.items() if summary},
-        quality=_quality(_json(folders["synthesize"] / "quality.json")),
+        quality=_quality(quality.get("classes")),
+        synthesis={name: value for name, value in quality.items() if name != "classes"},
         pictures=pictures,
     )
 
@@ -141,13 +148,16 @@ def verdict(metric: str, gain: Mapping[str, float]) -> str:
     return "worse" if high < 0 else "not shown to help"
 
 
-def _quality(content: Any) -> list[dict[str, Any]]:
-    """Rows with their `class`, whether the file maps class names to rows or lists them."""
-    if isinstance(content, dict) and isinstance(content.get("classes"), dict | list):
-        content = content["classes"]
-    if isinstance(content, dict):
-        content = [{"class": name, **row} for name, row in content.items() if isinstance(row, dict)]
-    return [row for row in content or [] if isinstance(row, dict) and "class" in row]
+def _quality(classes: Any) -> list[dict[str, Any]]:
+    """Rows with their `class`, of the mapping from class names to rows."""
+    if not isinstance(classes, dict):
+        return []
+    return [{**row, "class": name} for name, row in classes.items() if isinstance(row, dict)]
+
+
+def _last(folder: Path) -> list[Path]:
+    """The picture of the latest step: all of them would be too much for a page."""
+    return sorted(folder.glob("step_*.png"), key=lambda path: (len(path.name), path.name))[-1:]
 
 
 def _json(path: Path) -> Any:
@@ -177,10 +187,10 @@ def _table(path: Path) -> pd.DataFrame | None:
     return table
 
 
-def _picture(stage: str, path: Path) -> list[Picture]:
+def _picture(stage: str, name: str, path: Path) -> list[Picture]:
     try:
         large = path.stat().st_size > _LARGEST_PICTURE
         data = b"" if large else path.read_bytes()
     except OSError:
         return []
-    return [Picture(stage, path.name, data)] if large or data.startswith(_PNG) else []
+    return [Picture(stage, name, data)] if large or data.startswith(_PNG) else []

@@ -18,6 +18,7 @@ from stages.reporting.findings import (
     order_line,
     switched_off,
 )
+from stages.reporting.made import made_lines
 from stages.reporting.story import HEADLINE, METRICS, MODELS, Story, fallbacks, read_story, verdict
 
 WIDTH = 100
@@ -60,6 +61,7 @@ def summarise(story: Story) -> str:
         found_table(story),
         done_table(story),
         treatment_table(story),
+        made_text(story),
         unlabeled_line(story),
         next_lines(),
     ]
@@ -154,6 +156,13 @@ def treatment_table(story: Story) -> str:
     if len(fell) > _MOST_CLASSES:
         lines.append(f"  {len(fell) - _MOST_CLASSES} more in reports/synthesize/quality.json")
     return "\n".join(lines)
+
+
+def made_text(story: Story) -> str:
+    """Whether labels survived augmentation, what the gate let pass, and how near it is to real images."""
+    lines = made_lines(story.table("augment/survival.csv"), story.quality, story.synthesis)
+    wrapped = [textwrap.wrap(shorten(line, 3 * WIDTH), WIDTH, subsequent_indent="  ") for line in lines]
+    return "\n".join(line for lines in wrapped for line in lines)
 
 
 def unlabeled_line(story: Story) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -12,9 +13,9 @@ from numpy.typing import NDArray
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from stages.errors import WinnowError
 from stages.learning.loop import Device
-from stages.synthesis.gan import GANConfig, check_image_shape, train_gan
+from stages.synthesis.gan.networks import MAX_CHANNELS, MAX_SIZE, SIZE_STEP
+from stages.synthesis.gan.training import GANConfig, TrainedGAN, train_gan
 
 SamplingStrategy = float | str | Mapping[Any, int] | Callable[[Any], Mapping[Any, int]]
 
@@ -22,14 +23,16 @@ SamplingStrategy = float | str | Mapping[Any, int] | Callable[[Any], Mapping[Any
 class GANOverSampler(BaseOverSampler):  # type: ignore[misc]
     """Over-sample images with one class-conditional GAN, trained on all classes together.
 
-    It generates what `sampling_strategy` asks for and judges nothing: put `stages.synthesis.gate`
+    It generates what `sampling_strategy` asks for and judges nothing: put `stages.synthesis.gate.gate`
     behind it. Under some dozens of images a class expect little of any GAN.
 
     Parameters
     ----------
-    image_shape : (height, width, channels)
-        What a row of `X` is when it is unflattened. Sides of 8 to 64 pixels in steps of 8, one or
-        three channels.
+    image_shape : (height, width, channels) or None, default=None
+        What a row of `X` is when it is unflattened: sides of 1 to 64 pixels, one to four channels.
+        Sides that are not multiples of 8 are padded for the networks (the edge is repeated) and
+        cropped again. None takes rows for square images, grey or RGB, and is an error where their
+        length is that of neither.
     sampling_strategy : float, str, dict or callable, default="auto"
         As in all of imbalanced-learn's over-samplers: `auto` brings every class to the size of the
         largest.
@@ -45,7 +48,14 @@ class GANOverSampler(BaseOverSampler):  # type: ignore[misc]
     width : int, default=16
         Channels of both networks at full resolution.
     learning_rate : float, default=0.0007
-        Of the generator; the discriminator's is twice it.
+        Of the generator, at up to 16 channels; with more it is lowered in proportion. The
+        discriminator's is twice it.
+    snapshots : int, default=4
+        States of the generator among which each class's validation images choose; without them the
+        last one generates.
+    validation_fraction : float, default=0.0
+        Share of the images of each class that is kept from training and chooses among the snapshots.
+        Classes of which that leaves under 8 go by the others' choice.
     device : {"auto", "cpu", "cuda", "mps"}, default="auto"
         Where to train.
     verbose : bool, default=False
@@ -58,9 +68,13 @@ class GANOverSampler(BaseOverSampler):  # type: ignore[misc]
     classes_ : ndarray of shape (n_classes,)
         The labels, in the order of the GAN's classes.
     gan_ : TrainedGAN or None
-        The generator, to draw more from, and its history; None where nothing was needed.
+        The generator, to draw more from (padded images), and its history; None where nothing was
+        needed.
+    image_shape_ : tuple of three ints
+        Height, width and channels.
     value_range_ : tuple of two floats
-        What black and white are in `X`: 0 and 255 for uint8, else the least and greatest value.
+        What black and white are in `X`: 0 and 255 for uint8, else the least and greatest value. Images
+        are made in 256 levels between them.
     n_features_in_ : int
         Height × width × channels.
 
@@ -90,6 +104,8 @@ class GANOverSampler(BaseOverSampler):  # type: ignore[misc]
         "latent_dim": [Interval(Integral, 1, None, closed="left")],
         "width": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "snapshots": [Interval(Integral, 1, 100, closed="both")],
+        "validation_fraction": [Interval(Real, 0, 1, closed="left")],
         "device": [StrOptions({"auto", "cpu", "cuda", "mps"})],
         "verbose": ["boolean"],
     }
@@ -105,6 +121,8 @@ class GANOverSampler(BaseOverSampler):  # type: ignore[misc]
         latent_dim: int = 64,
         width: int = 16,
         learning_rate: float = 0.0007,
+        snapshots: int = 4,
+        validation_fraction: float = 0.0,
         device: Device = "auto",
         verbose: bool = False,
     ) -> None:
@@ -116,6 +134,8 @@ class GANOverSampler(BaseOverSampler):  # type: ignore[misc]
         self.latent_dim = latent_dim
         self.width = width
         self.learning_rate = learning_rate
+        self.snapshots = snapshots
+        self.validation_fraction = validation_fraction
         self.device = device
         self.verbose = verbose
 
@@ -125,7 +145,7 @@ class GANOverSampler(BaseOverSampler):  # type: ignore[misc]
     def _fit_resample(
         self, X: NDArray[Any], y: NDArray[Any], **params: Any
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        shape = self._shape(X)
+        self.image_shape_ = self._shape(X)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self.classes_, indices = np.unique(y, return_inverse=True)
         wanted = {label: count for label, count in self.sampling_strategy_.items() if count > 0}
@@ -133,38 +153,54 @@ class GANOverSampler(BaseOverSampler):  # type: ignore[misc]
         self.gan_ = None
         if not wanted:
             return X, y
-        config = GANConfig(self.steps, self.batch_size, self.latent_dim, self.width, self.learning_rate)
-        self.gan_ = train_gan(
-            _to_pixels(X, self.value_range_).reshape(-1, *shape),
-            indices.astype(np.int64),
+        images = _pad(_to_pixels(X, self.value_range_).reshape(-1, *self.image_shape_))
+        self.gan_ = self._train(images, indices.astype(np.int64), seed)
+        labels = np.repeat(np.fromiter(wanted, dtype=y.dtype), list(wanted.values()))
+        made = self.gan_.generate(np.searchsorted(self.classes_, labels).astype(np.int64), seed=seed)
+        made = _crop(made, self.image_shape_)
+        rows = _from_pixels(made.reshape(len(made), -1), self.value_range_, X.dtype)
+        return np.concatenate([X, rows]), np.concatenate([y, labels])
+
+    def _train(self, images: NDArray[np.uint8], labels: NDArray[np.int64], seed: int) -> TrainedGAN:
+        """The GAN of all images but those that are kept for validation."""
+        config = GANConfig(
+            self.steps, self.batch_size, self.latent_dim, self.width, self.learning_rate, self.snapshots
+        )
+        aside = _set_aside(labels, self.validation_fraction, seed)
+        return train_gan(
+            images[~aside],
+            labels[~aside],
             config,
             seed=seed,
             device=self.device,
             description="gan" if self.verbose else "",
+            validation=(images[aside], labels[aside]) if aside.any() else None,
         )
-        labels = np.repeat(np.fromiter(wanted, dtype=y.dtype), list(wanted.values()))
-        made = self.gan_.generate(np.searchsorted(self.classes_, labels).astype(np.int64), seed=seed)
-        rows = _from_pixels(made.reshape(len(made), -1), self.value_range_, X.dtype)
-        return np.concatenate([X, rows]), np.concatenate([y, labels])
 
     def _shape(self, X: NDArray[Any]) -> tuple[int, int, int]:
         """`image_shape`, when it fits the rows of X and the networks."""
-        if self.image_shape is None or len(self.image_shape) != 3:
-            raise ValueError("image_shape=(height, width, channels) says what a row of X is: give it")
-        height, width, channels = (int(side) for side in self.image_shape)
-        if height * width * channels != X.shape[1]:
+        features = int(X.shape[1])
+        shape = self.image_shape
+        if shape is None:
+            squares = [(math.isqrt(features // channels), channels) for channels in (1, 3)]
+            shape = next(((side, side, c) for side, c in squares if side * side * c == features), None)
+        if shape is None or len(shape) != 3:
+            raise ValueError(
+                f"image_shape=(height, width, channels) says what a row of X is: give it (X has {features} "
+                "features)"
+            )
+        height, width, channels = (int(side) for side in shape)
+        if height * width * channels != features:
             raise ValueError(
                 f"image_shape={self.image_shape} has {height * width * channels} values, "
-                f"but X has {X.shape[1]} features"
+                f"but X has {features} features"
             )
-        try:
-            check_image_shape((height, width, channels))
-        except WinnowError as error:
-            raise ValueError(str(error)) from None
+        if not (1 <= min(height, width) <= max(height, width) <= MAX_SIZE and 1 <= channels <= MAX_CHANNELS):
+            raise ValueError(
+                f"the GAN makes images of up to {MAX_SIZE} pixels with 1 to {MAX_CHANNELS} channels, not "
+                f"{height}×{width} with {channels}: resize them, or use another sampler"
+            )
         return height, width, channels
-
-    def _more_tags(self) -> dict[str, Any]:
-        return {"X_types": ["2darray", "dataframe"]}
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -189,4 +225,31 @@ def _from_pixels(
 ) -> NDArray[Any]:
     low, high = value_range
     values = pixels / 255.0 * (high - low) + low
-    return (values.round() if np.issubdtype(dtype, np.integer) else values).astype(dtype)
+    return (values if np.issubdtype(dtype, np.floating) else values.round()).astype(dtype)
+
+
+def _set_aside(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
+    """bool N: the images for validation, that share of each class, rounded down."""
+    random = np.random.default_rng(seed)
+    aside = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
+        aside[members[: int(fraction * len(members))]] = True
+    return aside
+
+
+def _margins(sides: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Pixels before and after each side that make it a multiple of what the networks halve."""
+    missing = [-side % SIZE_STEP for side in sides]
+    return [(pixels // 2, pixels - pixels // 2) for pixels in missing]
+
+
+def _pad(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8 N×H×W×C, as large as the networks need; the edge is repeated."""
+    return np.pad(images, [(0, 0), *_margins(images.shape[1:3]), (0, 0)], mode="edge")
+
+
+def _crop(images: NDArray[np.uint8], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """What `_pad` made larger, in its own size again."""
+    (top, _), (left, _) = _margins(shape[:2])
+    return images[:, top : top + shape[0], left : left + shape[1]]

@@ -2,34 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.errors import WinnowError
+
 Target = Literal["majority", "median"] | int
 
 
-def target_size(counts: NDArray[np.int64], target: Target) -> int:
-    """The size that classes are brought up to.
+@dataclass(frozen=True)
+class ClassTarget:
+    """How far a class is brought up.
+
+    Attributes
+    ----------
+    to : `majority` for the size of the largest class, `median` for the median of those that have any
+        images (rounded down), or a number of images
+    max_factor : samples that it gains, at most this many times the images that it has
+    """
+
+    to: Target
+    max_factor: float
+
+
+def target_sizes(
+    counts: NDArray[np.int64],
+    default: ClassTarget,
+    classes: Sequence[str] = (),
+    per_class: Mapping[str, ClassTarget] | None = None,
+) -> NDArray[np.int64]:
+    """The size that each class is brought up to, int64 K; `max_factor` may stop it earlier.
 
     Parameters
     ----------
     counts : int64, K; images of each class
-    target : `majority` for the largest class, `median` for the median of those that have any
-        (rounded down), or a number of images
+    default : of every class that `per_class` does not name
+    classes : K names in index order; only needed with `per_class`
+    per_class : targets of single classes
+
+    Raises
+    ------
+    WinnowError
+        For a name that no class has; the message lists those that there are.
     """
-    if isinstance(target, int):
-        return target
+    return np.array(
+        [_size(counts, target.to) for target in _targets(len(counts), default, classes, per_class)], np.int64
+    )
+
+
+def quotas(
+    counts: NDArray[np.int64],
+    default: ClassTarget,
+    classes: Sequence[str] = (),
+    per_class: Mapping[str, ClassTarget] | None = None,
+) -> NDArray[np.int64]:
+    """Samples that each class should gain, int64 K: up to its target, and no more than `max_factor`
+    times the images that it has. A class without images gains none.
+
+    Parameters and errors are those of `target_sizes`.
+    """
+    missing = np.maximum(target_sizes(counts, default, classes, per_class) - counts, 0)
+    factors = [target.max_factor for target in _targets(len(counts), default, classes, per_class)]
+    # as floats to the end: a factor that means "without limit" would not fit an integer
+    return np.minimum(missing, np.floor(counts * np.asarray(factors) + 1e-9)).astype(np.int64)
+
+
+def _targets(
+    count: int, default: ClassTarget, classes: Sequence[str], per_class: Mapping[str, ClassTarget] | None
+) -> list[ClassTarget]:
+    own = per_class or {}
+    for name in own:
+        if name not in classes:
+            known = ", ".join(classes[:20]) + (", …" if len(classes) > 20 else "")
+            raise WinnowError(f"per_class names {name!r}, and there is no such class; there are {known}")
+    return [own.get(name, default) for name in classes] if own else [default] * count
+
+
+def _size(counts: NDArray[np.int64], to: Target) -> int:
+    if isinstance(to, int):
+        return to
     present = counts[counts > 0]
     if len(present) == 0:
         return 0
-    return int(present.max() if target == "majority" else np.median(present))
-
-
-def quotas(counts: NDArray[np.int64], target: Target, max_factor: float) -> NDArray[np.int64]:
-    """Samples that each class should gain, int64 K: up to the target, and no more than `max_factor`
-    times the images that it has. A class without images gains none.
-    """
-    missing = np.maximum(target_size(counts, target) - counts, 0)
-    return np.minimum(missing, np.floor(counts * max_factor + 1e-9)).astype(np.int64)
+    return int(present.max() if to == "majority" else np.median(present))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,6 @@ from stages.errors import WinnowError
 from stages.learning.loop import (
     Recipe,
     _augment,
-    class_weighted,
     fit,
     pixel_statistics,
     predict,
@@ -116,19 +117,61 @@ def test_shift_moves_whole_images_by_whole_pixels():
     assert all(0 <= row <= 4 and 0 <= column <= 4 for row, column in places)
 
 
-@pytest.mark.parametrize(("mode", "expected"), [("none", 9.0), ("balanced", 1.0), ("sqrt", 3.0)])
-def test_class_weights_even_out_the_mass_of_classes(mode: str, expected: float):
-    labels = np.repeat([0, 1], [90, 10])
-    view = View(
-        np.zeros((100, 8, 8, 1), np.uint8),
-        labels,
-        np.ones(100, np.float32),
-        np.arange(100).astype(object),
-        ["a", "b"],
+def flat(labels: np.ndarray, classes: int = 3) -> View:
+    """Images that say nothing of their labels."""
+    images = np.full((len(labels), 8, 8, 1), 128, np.uint8)
+    names = np.arange(len(labels)).astype(object)
+    return View(
+        images, labels, np.ones(len(labels), np.float32), names, [str(label) for label in range(classes)]
     )
-    weights = class_weighted(view, mode).weights
-    assert weights[labels == 0].sum() / weights[labels == 1].sum() == pytest.approx(expected, rel=1e-4)
-    assert weights.mean() == pytest.approx(1, rel=1e-4)
+
+
+def learned_prior(view: View, **choices) -> np.ndarray:
+    """What a model believes of images that say nothing, after training on `view`."""
+    recipe = Recipe(6, 10, 20, 0.02, weight_decay=0.0, precision="fp32", **choices)
+    result = fit(build_model(spec_for(view), seed=0), view, recipe, seed=0, description="")
+    return predict(result.model, view.images[:1])[0][0]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_balanced_softmax_takes_the_classes_shares_out_of_what_is_predicted(smoothing: float):
+    view = flat(np.repeat([0, 1, 2], [80, 15, 5]))
+    skewed = learned_prior(view, label_smoothing=smoothing)
+    even = learned_prior(view, label_smoothing=smoothing, loss="balanced_softmax")
+    assert skewed[0] > 0.5
+    np.testing.assert_allclose(even, 1 / 3, atol=0.06)
+
+
+def test_balanced_softmax_counts_a_class_as_what_its_samples_weigh():
+    view = flat(np.repeat([0, 1, 2], [80, 15, 5]))
+    down = replace(view, weights=np.where(view.labels == 0, 0.25, 1.0).astype(np.float32))
+    np.testing.assert_allclose(learned_prior(down, loss="balanced_softmax"), 1 / 3, atol=0.06)
+
+
+def test_balanced_softmax_on_even_mass_is_cross_entropy():
+    from stages.learning.loop import _log_shares, _loss
+
+    view = flat(np.repeat([0, 1, 2], [60, 30, 10]))
+    even = replace(view, weights=np.repeat([1, 2, 6], [60, 30, 10]).astype(np.float32))
+    logits = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+    labels, weights = torch.from_numpy(view.labels), torch.ones(100)
+    for shares in (_log_shares(even, "shuffle"), _log_shares(view, "balanced")):
+        for smoothing in (0.0, 0.1):
+            balanced = _loss(logits, labels, weights, smoothing, shares)
+            torch.testing.assert_close(balanced, _loss(logits, labels, weights, smoothing))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_balanced_softmax_never_predicts_a_class_without_samples(tiny_dataset: Dataset, smoothing: float):
+    train = split_view(tiny_dataset, "train")
+    without = View(*(part[train.labels < 2] for part in (
+        train.images, train.labels, train.weights, train.sample_ids)), train.classes)  # fmt: skip
+    recipe = replace(RECIPE, loss="balanced_softmax", label_smoothing=smoothing)
+    result = fit(build_model(spec_for(without), seed=0), without, recipe, seed=0, description="")
+    assert np.isfinite([row["train_loss"] for row in result.history]).all()
+    probabilities, _ = predict(result.model, without.images)
+    assert (probabilities.argmax(1) == without.labels).mean() > 0.9
+    assert probabilities[:, 2].mean() < 0.2
 
 
 def test_steps_follow_from_the_ingested_split_alone():

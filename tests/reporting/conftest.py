@@ -7,9 +7,11 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from gate_record import decided, judged, write_quality
 
-from stages.reporting.figures import image_grid
+from stages.reporting.figures import Section, gallery
 
+BLACK = np.zeros((2, 8, 8, 1), np.uint8)
 NASTY = "<img src=x onerror=alert(1)>\"'&"
 
 
@@ -71,20 +73,11 @@ def reports(tmp_path):
     (root / "ingest/summary.json").write_text(
         json.dumps({"images": 45, "classes": {NASTY: {"train": 3}}}), "utf-8"
     )
-    quality = {
-        NASTY: {"real": 3, "accepted": 0, "method": "none", "decision": "nothing to do", "reason": ""},
-        "NA": {
-            "real": 2,
-            "accepted": 0,
-            "method": "random",
-            "decision": "fallback",
-            "reason": "2 real images",
-        },
-    }
-    (root / "synthesize/quality.json").write_text(json.dumps(quality), "utf-8")
+    quality = {NASTY: decided("not_needed", "3 real images"), "NA": decided("fallback", "2 real images")}
+    write_quality(root, quality)
     history = {"epoch": [1.0, 2.0], "train_loss": [1.0, 0.5], "val_loss": [np.nan, np.nan]}
     pd.DataFrame(history).to_csv(root / "baseline/history.csv", index=False)
-    image_grid(np.zeros((2, 8, 8, 1), np.uint8), ["a", "b"], root / "detect_noise/label_errors.png")
+    gallery([Section("", BLACK, ["a", "b"])], root / "detect_noise/label_errors.png")
     (root / "curate/broken.png").write_bytes(b"<script>alert(1)</script>")
     return root
 
@@ -103,5 +96,38 @@ def findings(reports):
     row = {"split": "train", "kind": "label_error", "protection": "", "action": "drop", "class": "007"}
     pd.DataFrame([row | {"samples": 2}]).to_csv(root / "curate/reasons.csv", index=False)
     for name in ("detect_noise/transition", "detect_noise/another", "curate/class_balance"):
-        image_grid(np.zeros((1, 8, 8, 1), np.uint8), [name], root / f"{name}.png")
+        (root / f"{name}.png").write_bytes((root / "detect_noise/label_errors.png").read_bytes())
+    return root
+
+
+@pytest.fixture
+def made(reports):
+    """`reports` with what a GAN, its gate and augmentation leave."""
+    root = reports
+    notes = ["Step 120 gave losses that are not numbers: went back to step 100."]
+    gan = {"trained_on": ["007", NASTY], "steps": 800, "batch_size": 16, "notes": notes}
+    quality = {
+        "007": judged("accepted", "52 of 64 passed"),
+        NASTY: judged("fallback", "farther from real images than another class", passed=False),
+        "NA": decided("not_needed"),
+    }
+    write_quality(root, quality, gan=gan)
+    (root / "augment").mkdir()
+    columns = ["transform", "tried", "recognised", "recognised_before", "survival"]
+    columns += ["worst_class", "worst_survival", "decision"]
+    rows = [
+        ("Affine", 100, 88, 90, 88 / 90, "007", 0.9, "kept"),
+        (NASTY, 100, 27, 90, 0.3, "007", 0.1, "left_out"),
+        ("policy", 100, 81, 90, 0.9, "007", 0.8, "kept"),
+    ]
+    pd.DataFrame(rows, columns=columns).to_csv(root / "augment/survival.csv", index=False)
+    scores = [(step, name, step / 1000) for step in (600, 800) for name in ("007", NASTY)]
+    pd.DataFrame(scores, columns=["step", "class", "score"]).to_csv(
+        root / "synthesize/gan_scores.csv", index=False
+    )
+    (root / "synthesize/progress").mkdir()
+    names = ["augment/preview", "augment/transforms", "synthesize/refused", "synthesize/samples"]
+    names += [f"synthesize/progress/step_{step:06d}" for step in (80, 800)]
+    for name in names:
+        (root / f"{name}.png").write_bytes((root / "detect_noise/label_errors.png").read_bytes())
     return root

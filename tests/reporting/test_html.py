@@ -5,6 +5,7 @@ import json
 from html.parser import HTMLParser
 
 import pytest
+from gate_record import judged, write_quality
 
 from stages.reporting.html import cell_text, counts_by_split, flatten, headline, render_page
 from stages.reporting.story import Story, read_story
@@ -105,8 +106,66 @@ def test_pictures_of_a_stage_stand_in_its_section_the_most_telling_first(finding
     assert places[3] < text.index('id="classes"')
 
 
-def test_names_are_text_and_never_markup(reports):
-    text = render_page(read_story(reports))
+def test_tells_what_was_made_and_what_was_refused(made):
+    page = Page(render_page(read_story(made)))
+    for said in (
+        "all together 90.0 % kept 81 of 90 100 tried 007 80.0 %",
+        "30.0 % left out 27 of 90 100 tried 007 10.0 %",
+        "One GAN, trained on 2 classes for 800 steps of 16 images",
+        "went back to step 100",
+        "007 30 real accepted 10 by gan 52 of 64 ✓ 0.91 ≥ 0.48 real 0.97 ✓ 0.20 ≤ 0.50 real 0.01 52 of",
+        "fallback 10 by random 52 of 64 ✓ 0.91 ≥ 0.48 real 0.97 ✗ 1.70 ≤ 0.50 real 0.01 farther from",
+        "Refused: 7 near-copies of training images, 5 not recognised",
+        "Of 3 classes 1 needed none",
+        "800 0.8 2",
+        "0.600 nearest generated image 0.400 nearest two real ones of its class",
+        "The nearest one is of class 007",
+        "It is no guarantee",
+        "10 by random: copies or mixtures of real images by design",
+    ):
+        assert said in page.words
+
+
+def test_pictures_of_what_was_made_stand_with_it(made):
+    text = render_page(read_story(made))
+    names = ["transforms", "preview", "samples", "refused", "progress/step_000800"]
+    places = [text.index(f"{name}.png</code>") for name in names]
+    assert places == sorted(places)
+    assert text.index('id="done"') < text.index('id="made"') < places[0]
+    assert places[-1] < text.index('id="classes"')
+    assert "step_000080" not in text
+
+
+def test_a_thousand_classes_leave_the_page_small(made):
+    long = "a class with a rather long name"
+    quality = {f"{long} {i}": judged("fallback" if i % 2 else "accepted", "why " * 20) for i in range(1000)}
+    write_quality(made, quality)
+    header, *_, row = (made / "evaluate/treatments.csv").read_text("utf-8").splitlines()
+    rows = [row.replace("NA,", f"{long} {i},", 1) for i in range(1000)]
+    (made / "evaluate/treatments.csv").write_text("\n".join([header, *rows]), "utf-8")
+    text = render_page(read_story(made))
+    page = Page(text)
+    for said in (
+        "960 more classes in reports/synthesize/quality.json",
+        "Synthesis fell back for 500 classes",
+        "480 more",
+        "800 more classes in reports/evaluate/treatments.csv",
+    ):
+        assert said in page.words
+    assert len(text) < 500_000
+
+
+@pytest.mark.parametrize("content", [None, "{}", '{"classes": {"a": {}, "b": 3}, "gan": 1}', "a,b\n1,2\n"])
+def test_copes_with_missing_and_strange_files_of_what_was_made(made, content):
+    for file in ("augment/survival.csv", "synthesize/gan_scores.csv", "synthesize/quality.json"):
+        (made / file).unlink()
+        if content is not None:
+            (made / file).write_text(content, "utf-8")
+    assert "What the treatments bought" in Page(render_page(read_story(made))).words
+
+
+def test_names_are_text_and_never_markup(made):
+    text = render_page(read_story(made))
     page = Page(text)
     assert NASTY in page.text
     assert "onerror=alert" not in text.replace("&lt;img src=x onerror=alert(1)&gt;", "")

@@ -57,18 +57,26 @@ def test_nothing_written_and_nonsense_written_are_left_out(tmp_path):
     (tmp_path / "ingest/summary.json").write_text("{", "utf-8")
     (tmp_path / "ingest/quarantine.parquet").write_bytes(b"PAR1 not")
     (tmp_path / "ingest/class_counts.csv").write_text("", "utf-8")
-    (tmp_path / "synthesize/quality.json").write_text("[1, null]", "utf-8")
+    (tmp_path / "synthesize/quality.json").write_text('{"classes": [1, null]}', "utf-8")
     nonsense = read_story(tmp_path)
     assert (nonsense.summaries, nonsense.tables, nonsense.quality) == ({}, {}, [])
 
 
-@pytest.mark.parametrize("shape", ["mapping", "list", "nested"])
-def test_fallbacks_in_words(reports, shape):
-    rows = {"a": {"decision": "accepted"}, "b": {"decision": "fallback", "reason": "too few"}}
-    listed = [{"class": name, **row} for name, row in rows.items()]
-    content = {"mapping": rows, "list": listed, "nested": {"classes": rows}}[shape]
-    (reports / "synthesize/quality.json").write_text(json.dumps(content), "utf-8")
-    assert fallbacks(read_story(reports)) == [("b", "too few")]
+def test_fallbacks_in_words(reports):
+    classes = {"a": {"decision": "accepted"}, "b": {"decision": "fallback", "reason": "too few"}, "c": None}
+    path = reports / "synthesize/quality.json"
+    path.write_text(json.dumps({"method": "smote", "classes": classes}), "utf-8")
+    story = read_story(reports)
+    assert fallbacks(story) == [("b", "too few")]
+    assert story.synthesis == {"method": "smote"}
+
+
+def test_of_the_generators_progress_only_the_last_picture_is_read(made):
+    names = [picture.name for picture in read_story(made).pictures if picture.stage == "synthesize"]
+    assert names == ["refused.png", "samples.png", "progress/step_000800.png"]
+    late = made / "synthesize/progress/step_1000000.png"
+    (made / "synthesize/progress/step_000080.png").rename(late)
+    assert read_story(made).pictures[-1].name == "progress/step_1000000.png"
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,8 @@ def test_fits_the_terminal_also_with_many_classes_and_long_names(reports):
     quality = {
         f"{'long name ' * 9}{i}": {"decision": "fallback", "reason": "because " * 30} for i in range(60)
     }
-    (reports / "synthesize/quality.json").write_text(json.dumps(quality), "utf-8")
+    content = {"method": "gan", "gan": None, "classes": quality}
+    (reports / "synthesize/quality.json").write_text(json.dumps(content), "utf-8")
     text = summarise(read_story(reports))
     assert max(map(len, text.splitlines())) <= WIDTH
     assert "40 more classes in reports/evaluate/treatments.csv" in text
@@ -71,6 +72,24 @@ def test_what_was_found_and_done(findings):
         assert line in lines
     assert "p = 0.001" in text
     assert max(map(len, text.splitlines())) <= WIDTH
+
+
+def test_what_was_made(made):
+    text = summarise(read_story(made))
+    words = " ".join(text.split())
+    for said in (
+        "Augmentation: 90.0 % of images are still recognised",
+        "left out what destroys classes: <img",
+        "the GAN's images are used for 1 of the 2 classes that it was tried for",
+        "nearest to a real one at 0.60 of the distance between real images",
+        "GAN: Step 120 gave losses that are not numbers: went back to step 100.",
+    ):
+        assert said in words
+    assert max(map(len, text.splitlines())) <= WIDTH
+
+
+def test_without_an_eligible_class_no_gan_is_told(text):
+    assert "No GAN was trained: no class that needs images has enough of its own" in text
 
 
 def test_commands_to_look_further(text):

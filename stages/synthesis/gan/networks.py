@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-MIN_SIZE, MAX_SIZE, SIZE_STEP = 8, 64, 8
+MIN_SIZE, MAX_SIZE, SIZE_STEP, MAX_CHANNELS = 8, 64, 8, 4
 _SMALLEST_MAP = 3  # pixels: below it a feature map holds no layout any more
 _SLOPE = 0.2
 
@@ -25,7 +25,7 @@ def supports(image_shape: tuple[int, int, int]) -> bool:
     """Whether the networks can make images of this height, width and channels."""
     height, width, channels = image_shape
     sides = all(MIN_SIZE <= side <= MAX_SIZE and side % SIZE_STEP == 0 for side in (height, width))
-    return sides and channels in (1, 3)
+    return sides and 1 <= channels <= MAX_CHANNELS
 
 
 class Generator(nn.Module):
@@ -35,8 +35,16 @@ class Generator(nn.Module):
     in (-1, 1).
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], classes: int, latent_dim: int, width: int) -> None:
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        classes: int,
+        latent_dim: int,
+        width: int,
+        layout: torch.memory_format = torch.channels_last,
+    ) -> None:
         super().__init__()
+        self.layout = layout
         height, breadth, channels = image_shape
         widths = _widths(image_shape, width)[::-1]
         scale = 2 ** (len(widths) - 1)
@@ -52,7 +60,7 @@ class Generator(nn.Module):
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
         """Images N×C×H×W in (-1, 1)."""
         vector = self.project(torch.cat([latents, self.embed(labels)], 1))
-        pixels = vector.view(-1, *self.start).contiguous(memory_format=torch.channels_last)
+        pixels = vector.view(-1, *self.start).contiguous(memory_format=self.layout)
         for index, block in enumerate(self.blocks):
             if index:
                 pixels = functional.interpolate(pixels, scale_factor=2.0, mode="nearest")
@@ -69,9 +77,16 @@ class Discriminator(nn.Module):
     one after another must be of one class, and either all real or all generated.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], classes: int, width: int, group: int) -> None:
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        classes: int,
+        width: int,
+        group: int,
+        layout: torch.memory_format = torch.channels_last,
+    ) -> None:
         super().__init__()
-        self.group = group
+        self.group, self.layout = group, layout
         height, breadth, channels = image_shape
         widths = _widths(image_shape, width)
         scale = 2 ** (len(widths) - 1)
@@ -87,7 +102,7 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Values, N."""
-        pixels = self.from_image(images.contiguous(memory_format=torch.channels_last))
+        pixels = self.from_image(images.contiguous(memory_format=self.layout))
         for index, block in enumerate(self.blocks):
             if index:
                 pixels = functional.avg_pool2d(pixels, 2)

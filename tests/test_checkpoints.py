@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stages.checkpoints import Checkpoints
 from stages.errors import WinnowError
-from stages.noise.checkpoints import Checkpoints
 
 PART = {"probs": np.arange(6, dtype=np.float32).reshape(2, 3), "loss": np.array(0.1)}
 

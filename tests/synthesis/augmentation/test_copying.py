@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from stages.errors import WinnowError
-from stages.synthesis.augmentation import augment_copies, validate_policy
+from stages.synthesis.augmentation import copying as augmentation
+from stages.synthesis.augmentation.copying import augment_copies, transformed
 
 POLICY = [
     ("Affine", {"rotate": [-12, 12], "scale": [0.9, 1.1], "translate_percent": {"x": [-0.1, 0.1]}, "p": 1.0}),
@@ -21,50 +22,6 @@ def ids(count):
 def by_id(result):
     copies, _, names = result
     return {name: copy.tobytes() for name, copy in zip(names, copies, strict=True)}
-
-
-@pytest.mark.parametrize(
-    ("transform", "args", "words"),
-    [
-        ("Afine", {}, ["augment.policy.1.name = 'Afine'", "did you mean Affine"]),
-        ("affine", {}, ["did you mean Affine"]),
-        ("Lambda", {}, ["no such transform"]),
-        ("Compose", {}, ["no such transform"]),
-        ("Affine", {"rotat": [-5, 5]}, ["augment.policy.1.args.rotat", "did you mean rotate"]),
-        ("Affine", {"strict": False}, ["augment.policy.1.args.strict"]),
-        ("Affine", {"p": 3}, ["augment.policy.1.args of Affine", "p = 3", "less than or equal to 1"]),
-        ("Affine", {"rotate": "far"}, ["rotate = 'far'"]),
-        ("RandomCrop", {}, ["height: Field required"]),
-        ("MedianBlur", {"blur": 3}, ["augment.policy.1.args.blur"]),
-    ],
-)
-def test_a_wrong_policy_is_one_line_that_names_the_key(transform, args, words):
-    with pytest.raises(WinnowError) as error:
-        validate_policy([POLICY[0], (transform, args)])
-    message = str(error.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
-
-
-def test_a_right_policy_passes():
-    validate_policy(POLICY)
-    validate_policy(POLICY, (16, 16, 1))
-    validate_policy([])
-
-
-@pytest.mark.parametrize(
-    ("transform", "args", "shape"),
-    [
-        ("RandomCrop", {"height": 8, "width": 8}, (16, 16, 1)),
-        ("Normalize", {}, (16, 16, 3)),
-        ("ToRGB", {}, (16, 16, 1)),
-        ("ISONoise", {"p": 0.01}, (16, 16, 1)),
-    ],
-)
-def test_a_transform_that_does_not_keep_these_images_is_refused(transform, args, shape):
-    with pytest.raises(WinnowError, match=f"augment.policy.0: {transform}"):
-        validate_policy([(transform, args)], shape)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -102,3 +59,41 @@ def test_another_seed_gives_other_pixels_and_the_same_ids():
     second = augment_copies(images, labels, ids(4), np.array([6]), POLICY, 1)
     assert first[2] == second[2]
     assert (first[0] != second[0]).any()
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_processes(monkeypatch):
+    monkeypatch.setattr(augmentation, "_TASK", 5)
+    images, labels = noise(6, 3), np.array([0, 0, 0, 1, 1, 1])
+    quota = np.array([8, 15])
+    one = augment_copies(images, labels, ids(6), quota, POLICY, 0, processes=1)
+    two = augment_copies(images, labels, ids(6), quota, POLICY, 0, processes=2)
+    assert one[0].tobytes() == two[0].tobytes()
+    assert one[2] == two[2]
+    # None goes over to processes where the rest takes long enough: here any time is
+    monkeypatch.setattr(augmentation, "_PATIENCE", 0.0)
+    assert (augment_copies(images, labels, ids(6), quota, POLICY, 0)[0] == one[0]).all()
+
+
+def test_a_task_holds_its_own_originals_only():
+    images = noise(50)
+    task = augmentation._task(images, np.array([40, 40, 7]), ["a", "b", "c"], POLICY, 0, "key")
+    assert task.originals.tobytes() == images[[7, 40]].tobytes()
+    assert task.which.tolist() == [1, 1, 0]
+
+
+def test_no_copies_of_nothing():
+    assert transformed(noise(3), np.zeros(0, np.int64), [], POLICY, 0).shape == (0, 16, 16, 1)
+    quota = np.array([0, 4])  # of a class without images
+    assert len(augment_copies(noise(3), np.zeros(3, np.int64), ids(3), quota, POLICY, 0)[2]) == 0
+
+
+def test_a_policy_that_does_not_fit_the_images_is_refused():
+    with pytest.raises(WinnowError, match=r"augment\.policy\.0: RandomCrop turns"):
+        augment_copies(
+            noise(3),
+            np.zeros(3, np.int64),
+            ids(3),
+            np.array([2]),
+            [("RandomCrop", {"height": 8, "width": 8})],
+            0,
+        )

@@ -1,0 +1,1 @@
+"""Transformed copies: policies of transforms, presets, and whether labels survive them."""

@@ -1,0 +1,251 @@
+"""Policies of transforms by albumentations' own names and arguments; the only module that imports it.
+
+The version is the last one under the MIT licence. Its own seed is not used: see `augmentation`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stages.errors import WinnowError
+
+Policy = Sequence[tuple[str, Mapping[str, Any]]]
+POLICY_KEY = "augment.policy"
+# Their argument `transforms` is a list of {name, args}.
+_COMBINED = ("OneOf", "SomeOf", "Sequential")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A single transform of a policy, wherever in it.
+
+    Attributes
+    ----------
+    key : where it stands: `augment.policy.1`, or `augment.policy.1.args.transforms.0`
+    name : albumentations'
+    args : its arguments
+    """
+
+    key: str
+    name: str
+    args: Mapping[str, Any]
+
+    @property
+    def alone(self) -> Policy:
+        """The policy that always applies this transform and no other."""
+        return [(self.name, {**self.args, "p": 1.0})]
+
+
+def validate_policy(
+    policy: Policy, image_shape: tuple[int, int, int] | None = None, key: str = POLICY_KEY
+) -> None:
+    """Check every transform of a policy, its name and its arguments.
+
+    Parameters
+    ----------
+    policy : (albumentations' name, arguments) of each transform; `OneOf`, `SomeOf` and `Sequential`
+        hold a list of further ones, {name, args}, in their argument `transforms`
+    image_shape : where given, each transform is also tried on an image of this height, width and
+        channels; it must return one of the same shape
+    key : of the policy, for messages
+
+    Raises
+    ------
+    WinnowError
+        For an unknown transform, a wrong argument, or a transform that does not keep the images'
+        shape and type; the message names the key, such as `augment.policy.0`.
+    """
+    for index, (name, args) in enumerate(policy):
+        _built(f"{key}.{index}", name, args)
+    if image_shape is not None:
+        for part in parts(policy, key):
+            _try(part, image_shape)
+
+
+def parts(policy: Policy, key: str = POLICY_KEY) -> list[Part]:
+    """The single transforms of a valid policy in their order, also those inside combined ones."""
+    found: list[Part] = []
+    for index, (name, args) in enumerate(policy):
+        place = f"{key}.{index}"
+        found += parts(_inner(place, args), f"{place}.args.transforms") if name in _COMBINED else []
+        found += [] if name in _COMBINED else [Part(place, name, args)]
+    return found
+
+
+def without(policy: Policy, left_out: Set[str], key: str = POLICY_KEY) -> Policy:
+    """The policy without the parts of those keys; a combined transform that loses all goes too."""
+    return list(_kept(policy, left_out, key))
+
+
+def build_part(part: Part) -> Any:
+    """The transform of albumentations, its arguments checked and brought to the library's own form."""
+    return _built(part.key, part.name, part.args)
+
+
+def build_policy(policy: Policy, key: str = POLICY_KEY) -> Any:
+    """The policy as one of albumentations' pipelines; a WinnowError as by `validate_policy`."""
+    return _library().Compose(
+        [_built(f"{key}.{index}", name, args) for index, (name, args) in enumerate(policy)]
+    )
+
+
+def _kept(policy: Policy, left_out: Set[str], key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for index, (name, args) in enumerate(policy):
+        place = f"{key}.{index}"
+        if name not in _COMBINED:
+            if place not in left_out:
+                yield name, args
+            continue
+        inner = [
+            {"name": own, "args": own_args}
+            for own, own_args in _kept(_inner(place, args), left_out, f"{place}.args.transforms")
+        ]
+        if inner:
+            fewer = {"n": min(args.get("n", 1), len(inner))} if name == "SomeOf" else {}
+            yield name, {**args, "transforms": inner, **fewer}
+
+
+def _library() -> Any:
+    """albumentations, imported late (seconds) and without its look for updates."""
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    import albumentations
+
+    return albumentations
+
+
+def _known(library: Any) -> list[str]:
+    """The names of all transforms that can be used alone, and of those that combine them."""
+    return [
+        name
+        for name, value in vars(library).items()
+        if inspect.isclass(value)
+        and issubclass(value, library.BasicTransform)
+        and not inspect.isabstract(value)
+        and value not in (library.BasicTransform, library.DualTransform, library.ImageOnlyTransform)
+        and "Lambda" not in name
+    ] + list(_COMBINED)
+
+
+def _built(key: str, name: str, args: Mapping[str, Any]) -> Any:
+    """One transform, or a WinnowError that names its key."""
+    library = _library()
+    known = _known(library)
+    if name not in known:
+        raise WinnowError(f"{key}.name = {name!r}: albumentations has no such transform{_hint(name, known)}")
+    transform = getattr(library, name)
+    allowed = [argument for argument in inspect.signature(transform).parameters if argument != "strict"]
+    allowed += [] if "p" in allowed else ["p"]
+    for argument in args:
+        if argument not in allowed:
+            raise WinnowError(
+                f"{key}.args.{argument}: {name} has no such argument{_hint(str(argument), allowed)}"
+            )
+    if name in _COMBINED:
+        return _combined(key, name, transform, args)
+    wanted = {argument: _tuples(value) for argument, value in args.items()}
+    # Without strict, albumentations only warns of some mistakes and goes on with its defaults; the
+    # few transforms whose arguments it does not check at all do not know the word.
+    if "InitSchema" in vars(transform):
+        wanted["strict"] = True
+    try:
+        return transform(**wanted)
+    except (ValueError, TypeError) as error:
+        raise WinnowError(f"{key}.args of {name}: {_one_line(error)}") from error
+
+
+def _combined(key: str, name: str, transform: Any, args: Mapping[str, Any]) -> Any:
+    """One that holds others; albumentations does not check its arguments."""
+    inner = [
+        _built(f"{key}.args.transforms.{index}", own, own_args)
+        for index, (own, own_args) in enumerate(_inner(key, args))
+    ]
+    chance, count = args.get("p", 1.0), args.get("n", 1)
+    if isinstance(chance, bool) or not isinstance(chance, int | float) or not 0.0 <= chance <= 1.0:
+        raise WinnowError(f"{key}.args.p = {chance!r}: a number from 0 to 1")
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(inner):
+        raise WinnowError(f"{key}.args.n = {count!r}: a number from 1 to that of its transforms")
+    if name == "OneOf" and not any(one.p for one in inner):
+        raise WinnowError(f"{key}.args.transforms: p of one of them must be above 0; OneOf chooses by them")
+    return transform(**{**args, "transforms": inner})
+
+
+def _inner(key: str, args: Mapping[str, Any]) -> Policy:
+    """The policy inside a combined transform."""
+    inner, place = args.get("transforms"), f"{key}.args.transforms"
+    if not isinstance(inner, Sequence) or isinstance(inner, str) or not inner:
+        raise WinnowError(f"{place}: a list of transforms, {{name, args}} each")
+    for index, one in enumerate(inner):
+        if (
+            not isinstance(one, Mapping)
+            or set(one) != {"name", "args"}
+            or not isinstance(one["name"], str)
+            or not isinstance(one["args"], Mapping)
+        ):
+            raise WinnowError(f"{place}.{index} must be {{name: …, args: {{…}}}}")
+    return [(one["name"], one["args"]) for one in inner]
+
+
+def _try(part: Part, image_shape: tuple[int, int, int]) -> None:
+    """Apply a transform to an image of noise; it must keep shape and type."""
+    probe = np.random.default_rng(0).integers(0, 256, image_shape, dtype=np.uint8)
+    transform = build_part(part)
+    transform.p = 1.0
+    transform.set_random_seed(0)
+    try:
+        result = np.asarray(transform(image=probe)["image"])
+    except Exception as error:  # whatever a transform raises, the policy is what is wrong
+        raise WinnowError(
+            f"{part.key}: {part.name} cannot be applied to the images: {_one_line(error)}"
+        ) from error
+    if result.size != probe.size or result.shape[:2] != probe.shape[:2] or result.dtype != probe.dtype:
+        raise WinnowError(
+            f"{part.key}: {part.name} turns {probe.dtype} images of {probe.shape} into {result.dtype} of "
+            f"{result.shape}; a copy must keep the shape and type of its original"
+        )
+
+
+def _tuples(value: Any) -> Any:
+    """YAML's lists as the tuples that albumentations wants, also within mappings and lists."""
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    return value
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3)
+    if not close:
+        lowered = {candidate.lower(): candidate for candidate in known}
+        close = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=3)]
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    return f"; it has {', '.join(known)}" if len(known) <= 20 else ""
+
+
+def _one_line(error: Exception) -> str:
+    """What is wrong, without pydantic's addresses and types."""
+    problems = getattr(error.__cause__, "errors", None)
+    if callable(problems):
+        return "; ".join(dict.fromkeys(_problem(item) for item in problems()))
+    return " ".join(str(error).split())[:300]
+
+
+def _problem(item: Mapping[str, Any]) -> str:
+    """One of pydantic's errors: the argument, its value where it has one, and what is allowed."""
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if not item["loc"]:
+        return message
+    argument = item["loc"][0]
+    return (
+        f"{argument}: {message}"
+        if item["type"] == "missing"
+        else f"{argument} = {item['input']!r}: {message}"
+    )

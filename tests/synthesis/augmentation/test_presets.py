@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+from ruamel.yaml import YAML
+
+from stages.errors import WinnowError
+from stages.params import parse_params
+from stages.synthesis.augmentation.copying import transformed
+from stages.synthesis.augmentation.effects import PHRASES
+from stages.synthesis.augmentation.presets import PRESETS, choose_policy, reason_against, refuse_unfit
+from stages.synthesis.augmentation.transforms import validate_policy
+
+FLIPS = ["HorizontalFlip", "VerticalFlip", "Transpose", "D4", "SquareSymmetry", "RandomRotate90"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [8, 16, 32, 224])
+def test_every_preset_holds_for_every_kind_of_image(name, channels, side):
+    policy, key = choose_policy(name, None)
+    validate_policy(policy, (side, side, channels), key)
+    refuse_unfit(name, policy, side, key)
+    images = np.random.default_rng(0).integers(0, 256, (2, side, side, channels), dtype=np.uint8)
+    copies = transformed(images, np.array([0, 1, 0, 1]), list("abcd"), policy, 0, processes=1)
+    assert copies.dtype == np.uint8
+    assert (copies != images[[0, 1, 0, 1]]).any(axis=(1, 2, 3)).all()
+
+
+def test_the_names_are_those_of_params_yaml(params_dict):
+    for name in PRESETS:
+        params_dict["augment"]["preset"] = name
+        assert parse_params(params_dict).augment.preset == name
+    params_dict["augment"]["preset"] = "drawings"
+    with pytest.raises(WinnowError, match=", ".join(f"'{name}'" for name in list(PRESETS)[:-1])):
+        parse_params(params_dict)
+
+
+def test_the_policy_of_the_digits():
+    affine = """
+    - - Affine
+      - {rotate: [-12, 12], scale: [0.9, 1.1], translate_percent: [-0.08, 0.08], shear: [-6, 6], p: 1.0}
+    - - RandomBrightnessContrast
+      - {brightness_limit: 0.15, contrast_limit: 0.15, p: 0.5}
+    """
+    wanted = [tuple(transform) for transform in YAML(typ="safe").load(affine)]
+    assert PRESETS["digits"].policy == wanted
+
+
+@pytest.mark.parametrize(
+    ("preset", "transform", "args", "words"),
+    [
+        *[("digits", name, {}, ["digits", "refuses"]) for name in FLIPS],
+        *[("medical", name, {}, ["medical", "refuses"]) for name in FLIPS],
+        *[("photos", name, {}, ["refuses"]) for name in FLIPS if name != "HorizontalFlip"],
+        ("digits", "Affine", {"rotate": 90}, ["by up to 90 degrees", "beyond 20"]),
+        ("digits", "Affine", {"rotate": [-5, 21]}, ["by up to 21 degrees"]),
+        ("digits", "Affine", {"scale": {"x": [-1, 1], "y": 1.0}}, ["mirrors left and right"]),
+        ("digits", "Affine", {"scale": {"x": 1.0, "y": [-1, -1]}}, ["upside down", "a 6 becomes a 9"]),
+        ("digits", "Affine", {"scale": 0.5}, ["by a factor of up to 2"]),
+        ("digits", "Rotate", {}, ["by up to 90 degrees"]),
+        ("digits", "ElasticTransform", {"alpha": 120, "sigma": 6}, ["moves parts", "loops"]),
+        ("digits", "RandomResizedCrop", {"size": [16, 16]}, ["cuts off up to 92%"]),
+        ("photos", "ColorJitter", {"hue": 0.5}, ["shifts hues by up to 50%", "colours tell things apart"]),
+        ("photos", "ChannelShuffle", {}, ["shifts hues"]),
+        ("medical", "ColorJitter", {"hue": 0.0}, ["strength of colours", "tissue and stain"]),
+        ("medical", "HueSaturationValue", {}, ["shifts hues"]),
+        ("medical", "ElasticTransform", {}, ["outline of organs and lesions"]),
+        ("medical", "CoarseDropout", {}, ["the only lesion may be covered"]),
+        ("medical", "InvertImg", {}, ["brightness is a measurement"]),
+        ("textures", "GaussianBlur", {"sigma_limit": [2, 3]}, ["blurs over up to 9 pixels"]),
+        ("textures", "Downscale", {}, ["blurs"]),
+        ("textures", "GaussNoise", {}, ["adds noise of up to 44%"]),
+    ],
+)
+def test_what_a_preset_must_not_do_is_named_with_the_reason(preset, transform, args, words):
+    policy = [("RandomGamma", {}), (transform, args)]
+    with pytest.raises(WinnowError) as caught:
+        refuse_unfit(preset, policy, 16)
+    message = str(caught.value)
+    assert message.startswith(f"augment.policy.1: {transform} ")
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+    refuse_unfit(None, policy, 16)
+
+
+@pytest.mark.parametrize(
+    ("preset", "transform", "args"),
+    [
+        ("digits", "Affine", {"rotate": [-20, 20], "shear": [-10, 10], "scale": [0.8, 1.2]}),
+        ("digits", "ElasticTransform", {"alpha": 10, "sigma": 4}),
+        ("photos", "HorizontalFlip", {}),
+        ("photos", "HueSaturationValue", {}),
+        ("photos", "RandomResizedCrop", {"size": [16, 16]}),
+        ("medical", "ColorJitter", {"hue": 0.0, "saturation": [1.0, 1.0]}),
+        ("medical", "GaussianBlur", {"blur_limit": [3, 3]}),
+        ("medical", "MultiplicativeNoise", {"multiplier": [0.8, 1.2]}),
+        *[("textures", name, {}) for name in FLIPS],
+        ("textures", "GaussNoise", {"std_range": [0.02, 0.05]}),
+    ],
+)
+def test_what_is_mild_or_does_no_harm_is_allowed(preset, transform, args):
+    refuse_unfit(preset, [(transform, args)], 16)
+
+
+def test_the_size_of_the_image_counts_where_the_argument_is_in_pixels():
+    policy = [("ElasticTransform", {"alpha": 34, "sigma": 4})]  # moves by some 5 pixels
+    refuse_unfit("digits", policy, 64)
+    with pytest.raises(WinnowError, match="moves parts"):
+        refuse_unfit("digits", policy, 16)
+
+
+def test_nothing_hides_in_a_combination():
+    inner = [{"name": "RandomGamma", "args": {}}, {"name": "Transpose", "args": {}}]
+    outer = [{"name": "Sequential", "args": {"transforms": inner}}]
+    with pytest.raises(WinnowError, match=r"policy\.0\.args\.transforms\.0\.args\.transforms\.1: Transpose"):
+        refuse_unfit("digits", [("OneOf", {"transforms": outer})], 16)
+
+
+def test_which_policy_is_used():
+    own = [("Blur", {})]
+    assert choose_policy("digits", own) == (own, "augment.policy")
+    assert choose_policy("digits", []) == ([], "augment.policy")
+    assert choose_policy(None, own) == (own, "augment.policy")
+    assert choose_policy("photos", None) == (PRESETS["photos"].policy, "augment.preset.photos")
+
+
+def test_which_presets_speak_against_flips():
+    assert {name for name in PRESETS if reason_against(name, "mirror")} == {"digits", "medical"}
+    assert reason_against(None, "mirror") is None
+    assert reason_against("digits", "rotation") is None  # some is fine
+
+
+def test_the_limits_are_on_effects_that_there_are():
+    assert {effect for preset in PRESETS.values() for effect in preset.limits} <= set(PHRASES)

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+from test_graph import imported
+
+from stages.synthesis.gan import record as gan_record
+from stages.synthesis.gan.record import CODE, Record, inputs_digest
+from stages.synthesis.gan.trainer import GANConfig
+
+# Messages, tables, and what only looks at finished states: no weight follows from their code.
+NO_WEIGHTS = {
+    "stages/__init__.py",
+    "stages/dataset.py",
+    "stages/errors.py",
+    "stages/ids.py",
+    "stages/learning/__init__.py",
+    "stages/synthesis/__init__.py",
+    "stages/synthesis/gan/__init__.py",
+    "stages/synthesis/sampler.py",
+    "stages/synthesis/gan/snapshots.py",
+}
+
+
+def test_all_code_that_trains_makes_checkpoints_stale():
+    seen, queue = set(), {"stages/synthesis/gan/training.py"}
+    while queue:
+        path = queue.pop()
+        seen.add(path)
+        queue |= set() if path in NO_WEIGHTS else imported(path) - seen
+    assert seen - NO_WEIGHTS == {f"stages/{name}" for name in CODE}
+
+
+def test_a_record_comes_back_as_it_was():
+    weights = [np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros((), np.float32)]
+    record = Record(
+        [{"step": 25.0, "penalty": 0.1}],
+        ["said – once"],
+        {50: weights, 100: [w + 1 for w in weights]},
+        (100, weights),
+        {10: np.ones((2, 8, 4, 4, 1), np.uint8)},
+    )
+    back = Record.load(record.state())
+    assert (back.history, back.notes) == (record.history, record.notes)
+    assert list(back.snapshots) == [50, 100]
+    for one, other in [*zip(back.snapshots[100], record.snapshots[100], strict=True)]:
+        assert np.array_equal(one, other)
+    assert back.good is not None
+    assert back.good[0] == 100
+    assert np.array_equal(back.good[1][0], weights[0])
+    assert np.array_equal(back.samples[10], record.samples[10])
+    assert Record.load(Record().state()).good is None
+
+
+@pytest.mark.parametrize("change", ["pixel", "label", "choice", "seed", "bf16", "nothing"])
+def test_whatever_the_training_follows_from_changes_the_digest(change, monkeypatch):
+    images, labels = np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 1, 0, 1])
+    config = GANConfig(10, 8, 8, 8, 1e-3)
+    before = inputs_digest(images, labels, config, seed=0, device="cpu")
+    seed = 0
+    if change == "pixel":
+        images[0, 0, 0] = 1
+    elif change == "label":
+        labels = labels[::-1].copy()
+    elif change == "choice":
+        config = GANConfig(10, 8, 8, 8, 2e-3)
+    elif change == "seed":
+        seed = 1
+    elif change == "bf16":
+        now = gan_record.computes_in_bf16
+        monkeypatch.setattr(gan_record, "computes_in_bf16", lambda device: not now(device))
+    after = inputs_digest(images, labels, config, seed=seed, device="cpu")
+    assert (after == before) == (change == "nothing")

@@ -1,0 +1,227 @@
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from stages.dataset import View
+from stages.synthesis.gate.gate import CHECKS, MEASURES, Gate, GateConfig
+from stages.synthesis.judge import train_judge
+
+CLASSES, REAL, HELD_OUT = 4, 60, 30
+CONFIG = GateConfig(
+    min_agreement=0.5,
+    copy_quantile=0.05,
+    min_accepted=0.3,
+    min_density=0.5,
+    min_coverage=0.5,
+    min_diversity=0.5,
+    max_kid=0.5,
+)
+LABELS = pytest.mark.parametrize("label", range(CLASSES))
+
+
+def _view(images, labels, classes=CLASSES):
+    ids = np.array([str(i) for i in range(len(labels))], object)
+    names = [str(label) for label in range(classes)]
+    return View(images, np.asarray(labels, np.int64), np.ones(len(labels), np.float32), ids, names)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """16×16 grey images by class, in random order: the file goes from writer to writer."""
+    raw = load_digits(n_class=CLASSES)
+    pixels = np.clip(raw.images * 16, 0, 255).astype(np.uint8)
+    images = np.stack(
+        [np.asarray(Image.fromarray(i).resize((16, 16), Image.Resampling.BILINEAR)) for i in pixels]
+    )
+    order = np.random.default_rng(0).permutation(len(images))
+    return [images[order][raw.target[order] == label][..., None] for label in range(CLASSES)]
+
+
+def _gate(digits, real, seed):
+    parts = [images[:real] for images in digits]
+    view = _view(np.concatenate(parts), np.repeat(range(CLASSES), [len(part) for part in parts]))
+    judge = train_judge(view, seed=seed, device="cpu", description="")
+    held_out = np.concatenate([images[real : real + HELD_OUT] for images in digits])
+    return Gate(view, CONFIG, judge=judge, held_out={"val": held_out[::2], "test": held_out[1::2]}, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def gate(digits):
+    return _gate(digits, REAL, 0)
+
+
+@pytest.fixture(scope="module")
+def parts(digits):
+    """By class: real images, images of the test split, and unseen ones."""
+    return [(own[:REAL], own[REAL : REAL + HELD_OUT], own[REAL + HELD_OUT :]) for own in digits]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A judge of few steps: where it is not about how good it is."""
+    monkeypatch.setattr("stages.synthesis.judge._STEPS", (40, 60))
+
+
+def _jittered(images, sigma=6.0):
+    noise = np.random.default_rng(1).normal(0, sigma, images.shape)
+    return np.clip(images + noise, 0, 255).round().astype(np.uint8)
+
+
+CHANGES = {
+    "as they are": lambda images: images,
+    "brightened": lambda images: np.clip(images * 1.15, 0, 255).astype(np.uint8),
+    "darkened": lambda images: (images * 0.8).astype(np.uint8),
+    "noised": _jittered,
+    "moved by a pixel": lambda images: np.roll(images, (1, -1), (1, 2)),
+    "mirrored": lambda images: images[:, :, ::-1],
+}
+
+
+@LABELS
+def test_unseen_real_images_pass(gate, parts, label):
+    verdict = gate.judge(parts[label][2], label)
+    assert verdict.failed == ()
+    assert verdict.accepted.mean() > 0.65
+    assert set(verdict.measures) == set(MEASURES)
+    assert all(verdict.refused[check].mean() < 0.25 for check in CHECKS)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_unseen_real_images_of_small_classes_pass(digits, quick, seed):
+    shuffled = [np.random.default_rng(seed).permutation(own) for own in digits]
+    gate = _gate(shuffled, 50, seed)
+    for label in range(CLASSES):
+        verdict = gate.judge(shuffled[label][80:], label)
+        assert verdict.failed == ()
+        assert verdict.accepted.mean() > 0.6
+
+
+@LABELS
+def test_noise_is_refused_as_unlike_the_class(gate, parts, label):
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (100, 16, 16, 1), dtype=np.uint8)
+    own = np.repeat(parts[label][2], 2, axis=0)[:100]
+    shuffled = np.stack([rng.permutation(image.ravel()).reshape(16, 16, 1) for image in own])
+    for candidates in (noise, shuffled):
+        verdict = gate.judge(candidates, label)
+        assert verdict.failed[0] in ("agreement", "density")
+        assert {"density", "coverage"} <= set(verdict.failed)
+        assert verdict.refused["stray"].mean() > 0.95
+        assert verdict.accepted.mean() < 0.02
+        assert not verdict.refused["copy_of_train"].any()
+
+
+@LABELS
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("change", ["as they are", "noised", "moved"])
+def test_mode_collapse_is_refused_as_too_alike(gate, parts, label, count, change):
+    candidates = parts[label][2][np.arange(100) % count]
+    if change == "noised":
+        candidates = _jittered(candidates)
+    if change == "moved":
+        shifts = np.random.default_rng(0).integers(-1, 2, (100, 2))
+        candidates = np.stack(
+            [np.roll(one, shift, (0, 1)) for one, shift in zip(candidates, shifts, strict=True)]
+        )
+    verdict = gate.judge(candidates, label)
+    assert verdict.failed[0] == "diversity"
+    assert verdict.measures["diversity"].value < 1.8 * count
+    assert verdict.refused["repeat"].sum() > 85
+    assert not verdict.refused["repeat"][0]
+
+
+@LABELS
+def test_one_colour_is_refused(gate, label):
+    for value in (0, 255):
+        verdict = gate.judge(np.full((50, 16, 16, 1), value, np.uint8), label)
+        assert verdict.failed[0] == "diversity"
+        assert not verdict.accepted.any()
+
+
+@LABELS
+@pytest.mark.parametrize("change", CHANGES)
+def test_training_images_are_refused_as_copies(gate, parts, label, change):
+    verdict = gate.judge(CHANGES[change](parts[label][0]), label)
+    assert verdict.failed[0] == "copies"
+    assert verdict.refused["copy_of_train"].mean() > 0.95
+    assert verdict.refused["copy_of_held_out"].mean() < 0.2
+
+
+@LABELS
+@pytest.mark.parametrize("change", CHANGES)
+def test_images_of_other_splits_are_refused_as_copies_of_them(gate, parts, label, change):
+    verdict = gate.judge(CHANGES[change](parts[label][1]), label)
+    assert verdict.failed[0] == "copies_of_held_out"
+    assert verdict.refused["copy_of_held_out"].mean() > 0.95
+    assert verdict.refused["copy_of_train"].mean() < 0.3
+
+
+def test_copies_from_another_class_are_copies_too(gate, parts):
+    # Of another class, that is far from all real images of this one.
+    verdict = gate.judge(parts[1][1], 0)
+    assert verdict.refused["copy_of_held_out"].mean() > 0.95
+
+
+@LABELS
+def test_swapped_classes_are_refused_as_not_recognised(gate, parts, label):
+    verdict = gate.judge(parts[(label + 1) % CLASSES][2], label)
+    assert verdict.failed[0] == "agreement"
+    assert verdict.refused["agreement"].mean() > 0.95
+    assert not verdict.refused["copy_of_train"].any()
+
+
+def test_the_nearest_real_image_is_told(gate, parts):
+    real = parts[2][0]
+    verdict = gate.judge(real, 2)
+    assert verdict.nearest.tolist() == list(range(REAL))
+    assert not verdict.nearness.any()
+    assert 0.5 < np.median(gate.judge(parts[2][2], 2).nearness) < 1.5
+
+
+def test_nothing_to_judge(gate):
+    verdict = gate.judge(np.zeros((0, 16, 16, 1), np.uint8), 0)
+    assert len(verdict.accepted) == 0
+    assert verdict.failed == ()
+
+
+def test_few_candidates_are_judged_one_by_one(gate, parts):
+    verdict = gate.judge(parts[0][2][:3], 0)
+    assert len(verdict.accepted) == 3
+    assert set(verdict.measures) == {"agreement", "copies", "copies_of_held_out"}
+
+
+def test_the_same_seed_gives_the_same_verdict(gate, parts):
+    one, two = (Gate(gate.real, CONFIG, judge=gate._judge, seed=0) for _ in range(2))
+    first, second = one.judge(parts[0][2], 0), two.judge(parts[0][2], 0)
+    assert second.measures == first.measures
+    assert np.array_equal(second.accepted, first.accepted)
+
+
+def test_without_other_splits_copies_of_them_are_not_measured(gate, parts):
+    bare = Gate(gate.real, CONFIG, judge=gate._judge, seed=0)
+    verdict = bare.judge(parts[0][1], 0)
+    assert "copies_of_held_out" not in verdict.measures
+    assert not verdict.refused["copy_of_held_out"].any()
+
+
+def test_rare_and_empty_classes_stop_nobody_else(digits, quick):
+    counts = [40, 1, 3, 0]
+    own = [images[:count] for images, count in zip(digits, counts, strict=True)]
+    view = _view(np.concatenate(own), np.repeat(range(CLASSES), counts))
+    gate = Gate(view, CONFIG, judge=train_judge(view, seed=0, device="cpu", description=""), seed=0)
+    assert gate.judge(digits[0][40:100], 0).failed == ()
+    assert "density" not in gate.judge(digits[2][3:60], 2).measures
+    for label in (1, 3):
+        with pytest.raises(ValueError, match="two real images"):
+            gate.judge(digits[label][1:9], label)
+
+
+def test_two_classes_of_which_one_is_constant(digits, quick):
+    rgb = np.repeat(digits[0][:40], 3, axis=3)
+    view = _view(np.concatenate([rgb, np.full_like(rgb[:20], 9)]), np.repeat([0, 1], [40, 20]), 2)
+    gate = Gate(view, CONFIG, judge=train_judge(view, seed=0, device="cpu", description=""), seed=0)
+    assert gate.judge(np.repeat(digits[0][40:100], 3, axis=3), 0).failed == ()
+    verdict = gate.judge(view.images[40:], 1)
+    assert verdict.refused["copy_of_train"].all()
+    assert np.isfinite(verdict.nearness).all()

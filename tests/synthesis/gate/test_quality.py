@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import torch
+
+from stages.synthesis.gate.quality import (
+    density_coverage,
+    effective_number,
+    expected_coverage,
+    kernel_distance,
+    nearest_neighbours,
+)
+
+
+def _normal(seed, count, centre=0.0, dimensions=4):
+    return np.random.default_rng(seed).normal(centre, 1.0, (count, dimensions))
+
+
+def test_nearest_neighbours_against_all_pairs():
+    rng = np.random.default_rng(0)
+    points, others = rng.integers(0, 256, (700, 5)), rng.integers(0, 256, (40, 5))
+    full = np.linalg.norm(points[:, None].astype(float) - others, axis=2)
+    distance, index = nearest_neighbours(points, others)
+    assert np.allclose(distance, full.min(1))
+    assert np.array_equal(index, full.argmin(1))
+    among = np.linalg.norm(others[:, None].astype(float) - others, axis=2)
+    np.fill_diagonal(among, np.inf)
+    assert np.allclose(nearest_neighbours(others)[0], among.min(1))
+    assert (nearest_neighbours(others, others)[0] == 0).all()
+    assert np.allclose(nearest_neighbours(others, others, pairwise=True)[0], among.min(1))
+
+
+def test_density_and_coverage_by_hand():
+    real = np.array([[0.0], [1.0], [3.0]])  # balls of the first neighbour: 1, 1 and 2 around them
+    density, coverage = density_coverage(real, np.array([[0.5], [9.0]]), neighbours=1)
+    assert density == 1.0  # two balls around .5, none around 9
+    assert coverage == pytest.approx(2 / 3)
+
+
+def test_unseen_images_of_the_same_kind_reach_what_is_expected():
+    found = [density_coverage(_normal(seed, 60), _normal(seed + 1000, 40)) for seed in range(100)]
+    density, coverage = np.mean(found, axis=0)
+    assert density == pytest.approx(1.0, abs=0.05)
+    assert coverage == pytest.approx(expected_coverage(60, 40), abs=0.01)
+    assert expected_coverage(60, 40) == pytest.approx(0.930, abs=0.001)
+
+
+def test_density_says_far_and_coverage_says_few():
+    real = _normal(0, 100)
+    assert density_coverage(real, _normal(1, 100, centre=9.0)) == (0.0, 0.0)
+    density, coverage = density_coverage(real, np.zeros((100, 4)))  # one image, in the middle
+    assert density > 0.5
+    assert coverage < 0.3
+
+
+def test_kernel_distance_is_unbiased_and_leaves_the_random_state():
+    state = torch.random.get_rng_state()
+    same = [kernel_distance(_normal(s, 60), _normal(s + 1000, 40), seed=s) for s in range(20)]
+    near = kernel_distance(_normal(0, 60), _normal(1, 40, centre=0.5), seed=0)
+    far = kernel_distance(_normal(0, 60), _normal(1, 40, centre=1.0), seed=0)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert abs(np.mean(same)) < 0.1 * near
+    assert min(same) < 0 < near < far
+    assert kernel_distance(_normal(0, 60), _normal(1, 40, 0.5), seed=0) == near
+
+
+def test_kernel_distance_of_many_takes_subsets():
+    real, made = _normal(0, 300), _normal(1, 250, centre=1.0)
+    far = [kernel_distance(real, made, seed=seed) for seed in range(2)]
+    assert far[0] != far[1]
+    assert far[0] == pytest.approx(far[1], rel=0.2)
+
+
+def test_effective_number_counts_what_differs():
+    apart = 100.0 * np.eye(8)
+    assert effective_number(apart, 1.0) == pytest.approx(8.0)
+    assert effective_number(np.repeat(apart[:3], 20, axis=0), 1.0) == pytest.approx(3.0)
+    jitter = np.random.default_rng(0).normal(0, 0.01, (60, 8))
+    assert effective_number(np.repeat(apart[:3], 20, axis=0) + jitter, 1.0) == pytest.approx(3.0, abs=0.2)
+    assert effective_number(np.zeros((5, 3)), 0.0) == pytest.approx(1.0)
