@@ -172,7 +172,7 @@ def test_a_gate_that_lets_pass_leaves_the_gans_images(workspace, tiny_dataset, o
     table = dataset.read_dataset(dataset.SYNTHETIC).samples
     entry = quality()["classes"]["b"]
     assert (entry["decision"], entry["method"], entry["added"]) == ("accepted", "gan", 10)
-    assert entry["measures"] == {"density": vars(MEASURE)}
+    assert entry["measures"] == {"density": vars(MEASURE), "kid": vars(MEASURE)}
     assert entry["nearness"]["min"] == 0.75
     made = table[table["label"] == "b"]
     assert set(made["method"]) == {"gan"}
