@@ -119,17 +119,17 @@ def _finished_run(keys: Sequence[str], seed: int) -> dict[str, Any]:
     for key in keys:
         section, _, name = key.rpartition(".")
         (params[section] if section else params)[name] = seed
-    kept = _PLACE / f"{_identity(params)}.json"
+    kept = _PLACE / f"{identity(params)}.json"
     if kept.is_file():
         done: dict[str, Any] = json.loads(kept.read_text("utf-8"))
         return done
     workspace = _PLACE / f"{'-'.join(keys)}-{seed}"
     shutil.rmtree(workspace, ignore_errors=True)
-    _copy_working_tree(workspace)
+    copy_working_tree(workspace)
     YAML(typ="safe").dump(params, workspace / "params.yaml")
     print(f"{' = '.join(keys)} = {seed}: dvc repro in {workspace}", file=sys.stderr, flush=True)
     start = time.monotonic()
-    _repro(workspace)
+    repro(workspace)
     content = json.loads((workspace / "reports/evaluate/metrics.json").read_text("utf-8"))
     if not content["noise"]:
         raise WinnowError("nothing was planted: this measurement needs simulate.enabled and a catalogue set")
@@ -142,7 +142,7 @@ def _finished_run(keys: Sequence[str], seed: int) -> dict[str, Any]:
     return content
 
 
-def _identity(params: dict[str, Any]) -> str:
+def identity(params: dict[str, Any]) -> str:
     """16 hex over the parameters and all that the pipeline's result depends on."""
     digest = hashlib.sha256(json.dumps(params, sort_keys=True).encode())
     for pattern in _CODE:
@@ -151,7 +151,7 @@ def _identity(params: dict[str, Any]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _copy_working_tree(target: Path) -> None:
+def copy_working_tree(target: Path) -> None:
     """The files that git knows or would take, as they are now."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, check=True, capture_output=True).stdout.decode()
@@ -165,7 +165,8 @@ def _copy_working_tree(target: Path) -> None:
     (target / ".dvc/config.local").write_text("[core]\n    no_scm = true\n", "utf-8")
 
 
-def _repro(workspace: Path) -> None:
+def repro(workspace: Path) -> None:
+    """`dvc repro` there, without tracking; its words go to `repro.log`. A WinnowError where it fails."""
     log = workspace / "repro.log"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = os.environ | {"WINNOW_TRACKING": "off", "PATH": path}
