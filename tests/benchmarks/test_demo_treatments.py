@@ -20,7 +20,7 @@ def test_every_variant_is_valid(name: str):
 
 
 def test_a_key_that_is_not_there_is_refused():
-    with pytest.raises(KeyError, match="train.los"):
+    with pytest.raises(KeyError, match=r"train\.los"):
         module.changed(PARAMS, {"train.los": "x"})
 
 
