@@ -60,10 +60,14 @@ def synthesize(
     per_class = {
         name: ClassTarget(target.to, target.max_factor) for name, target in section.per_class.items()
     }
+    try:
+        targets = target_sizes(real.class_counts, default, real.classes, per_class)
+    except WinnowError as error:
+        raise WinnowError(f"synthesize.{error}") from error
     return oversample(
         real,
         quotas(real.class_counts, default, real.classes, per_class),
-        target_sizes(real.class_counts, default, real.classes, per_class),
+        targets,
         Recipe(
             method=section.method,
             fallback=section.fallback,

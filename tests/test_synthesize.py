@@ -72,8 +72,11 @@ def open_gate(monkeypatch, quick_judge):
     from stages.synthesis.gate import gate
 
     class Open:
-        def __init__(self, real, config, *, judge, held_out, seed, device):
+        def __init__(self, real, config, *, judge, held_out, seed, groups=None):
             Open.held_out = held_out
+
+        def can_check(self, label):
+            return True
 
         def judge(self, candidates, label):
             yes = np.ones(len(candidates), bool)
@@ -306,7 +309,7 @@ def test_an_unknown_class_is_one_line_and_nothing_is_written(workspace, tiny_dat
     write_inputs(tiny_dataset)
     configure(workspace, method="smote", per_class={"z": {"to": 40, "max_factor": 1}})
     error = error_line(capsys)
-    assert "'z'" in error
+    assert "synthesize.per_class names 'z'" in error
     assert "a, b, c" in error
     assert not dataset.SYNTHETIC.exists()
     assert not synthesize.REPORT.exists()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.dataset import View, sample_seed
-from stages.synthesis.gate.class_quality import judge_class, nearness_figures
+from stages.synthesis.gate.class_quality import UNCHECKED, judge_class, nearness_figures
 from stages.synthesis.synthetic import Beside, GANRecord, Made, Recipe, Refused, Synthetic
 
 if TYPE_CHECKING:
@@ -54,22 +54,34 @@ def from_gan(
     if not wanting:
         return []
     judge = train_judge(real, groups=beside.groups, seed=sample_seed(seed, "judge"), device=device)
-    eligible = np.flatnonzero(real.class_counts >= least)
-    trained, result.gan = _train(real, eligible, recipe.gan, beside, judge, seed, device, keep_in)
     gate = Gate(
         real,
         recipe.gate,
         judge=judge,
+        groups=beside.groups,
         held_out=beside.held_out,
         seed=sample_seed(seed, "gate"),
-        device=device,
     )
+    wanting = [label for label in wanting if _checkable(gate, label, result)]
+    if not wanting:
+        return []
+    eligible = np.flatnonzero(real.class_counts >= least)
+    trained, result.gan = _train(real, eligible, recipe.gan, beside, judge, seed, device, keep_in)
     made = []
     for label in wanting:
         number = int(np.searchsorted(eligible, label))
         part = _one_class(real, label, number, trained, gate, recipe.gate.min_accepted, result, seed)
         made += [part] if part is not None else []
     return made
+
+
+def _checkable(gate: Gate, label: int, result: Synthetic) -> bool:
+    """Whether the gate could tell if the class's images show it; if not, the class is told so."""
+    if gate.can_check(label):
+        return True
+    entry = list(result.quality.values())[label]
+    entry.decide("none", "fallback", f"{UNCHECKED}; the GAN is not tried")
+    return False
 
 
 def _one_class(

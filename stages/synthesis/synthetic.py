@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ class Recipe:
     """
 
     method: Method
-    fallback: SimpleMethod | str
+    fallback: SimpleMethod | Literal["none"]
     min_real_per_class: int
     gan: GANConfig
     gate: GateConfig
@@ -45,7 +45,8 @@ class Beside:
     ----------
     embeddings : float32, N×D, a row for each real image, where neighbours are looked for; None looks
         for them in the pixels
-    groups : N names; images of one name are never on both sides of the judge's folds
+    groups : N names; images of one name are never on both sides of the judge's folds, and no measure of how
+        near unseen images come to one another
     validation : among snapshots of the GAN, what chooses; None leaves the last
     held_out : uint8 images by the name of their split, only ever looked at for copies of them
     """

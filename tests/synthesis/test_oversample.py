@@ -25,7 +25,7 @@ GATE = GateConfig(
     min_density=0.5,
     min_coverage=0.5,
     min_diversity=0.5,
-    max_kid=0.5,
+    max_kid=0.2,
 )
 
 
@@ -58,10 +58,14 @@ class StandInGate:
 
     refuse = staticmethod(lambda candidates, label: {})
     failed = ()
+    unclear = ()  # classes that the judge does not tell from others
     made: dict = {}  # noqa: RUF012
 
     def __init__(self, real, config, **keywords):
         type(self).made = keywords
+
+    def can_check(self, label):
+        return label not in self.unclear
 
     def judge(self, candidates, label):
         count = len(candidates)
@@ -222,6 +226,22 @@ def test_no_gan_is_trained_where_the_eligible_classes_need_nothing(no_training):
     made = make(view([20, 20, 3]), "gan", min_real=10)
     assert decisions(made)["class 2"] == ("random", "fallback", 15)
     assert made.gan is None
+
+
+def test_no_gan_is_trained_where_the_judge_tells_no_class_from_others(gate, monkeypatch):
+    monkeypatch.setattr(gate, "unclear", (0, 1))
+    monkeypatch.setattr(gan_module, "train_gan", lambda *args, **kwargs: pytest.fail("trained"))
+    made = make(view([12, 14, 20]), "gan", min_real=10)
+    assert decisions(made)["class 1"] == ("random", "fallback", 6)
+    assert "no label can be checked; the GAN is not tried" in made.quality["class 0"].reason
+    assert made.gan is None
+
+
+def test_one_unclear_class_keeps_no_other_from_its_gan(gate, monkeypatch):
+    monkeypatch.setattr(gate, "unclear", (0,))
+    made = make(view([12, 14, 20]), "gan", min_real=10)
+    assert decisions(made)["class 0"] == ("random", "fallback", 8)
+    assert decisions(made)["class 1"] == ("gan", "accepted", 6)
 
 
 def test_a_single_eligible_class_may_have_its_gan(gate):

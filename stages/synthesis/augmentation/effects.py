@@ -169,9 +169,7 @@ _EFFECTS: Mapping[str, Mapping[str, float | Amount]] = {
     "MedianBlur": _KERNEL,
     "MotionBlur": _KERNEL,
     "AdvancedBlur": _KERNEL,
-    "GaussianBlur": {
-        "blur": lambda transform: _most("blur_limit")(transform) or _most("sigma_limit", 3.0)(transform)
-    },
+    "GaussianBlur": {"blur": _gaussian},
     "Defocus": {"blur": _most("radius", 2.0)},
     "GlassBlur": {"blur": _most("max_delta", 2.0)},
     "ZoomBlur": {"blur": math.inf},
@@ -179,9 +177,7 @@ _EFFECTS: Mapping[str, Mapping[str, float | Amount]] = {
     "Downscale": {"blur": lambda transform: 1 / min(_numbers(transform.scale_range))},
     "GaussNoise": {"noise": _most("std_range")},
     "AdditiveNoise": {"noise": _most("noise_params")},
-    "MultiplicativeNoise": {
-        "noise": lambda transform: transform.elementwise * _most("multiplier", around=1.0)(transform)
-    },
+    "MultiplicativeNoise": {"noise": _multiplied},
     "ShotNoise": {"noise": _most("scale_range")},
     "SaltAndPepper": {"noise": _most("amount")},
     "PixelDropout": {"noise": _most("dropout_prob")},

@@ -24,7 +24,8 @@ CODE = [
     "checkpoints.py",
     "learning/loop.py",
     "learning/models.py",
-    *(f"synthesis/gan/{name}.py" for name in ("diff_augment", "networks", "record", "trainer", "training")),
+    "synthesis/gan/diff_augment.py",
+    *(f"synthesis/gan/{name}.py" for name in ("networks", "record", "snapshots", "trainer", "training")),
 ]
 
 

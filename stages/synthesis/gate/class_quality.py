@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Method = Literal["gan", "none"] | SimpleMethod
 Decision = Literal["accepted", "reduced", "fallback", "not_needed", "off"]
+UNCHECKED = "the judge cannot tell the class's real images from others, so no label can be checked"
 _DIGITS = 4
 _FAULTS = {
     "agreement": "are not recognised as the class",
@@ -118,8 +119,7 @@ def judge_class(quality: ClassQuality, verdict: Verdict, min_accepted: float) ->
     elif quality.accepted == 0 or quality.accepted < min_accepted * quality.candidates:
         quality.decide("none", "fallback", f"{found}, {_percent(min_accepted)} must: {_main_fault(quality)}")
     elif not any(name in verdict.measures for name in _OF_THE_LABEL):
-        words = "the judge cannot tell the real images of the class from others, so no label can be checked"
-        quality.decide("none", "fallback", f"{words} ({found})")
+        quality.decide("none", "fallback", f"{UNCHECKED} ({found})")
     elif quality.accepted < quality.requested:
         quality.decide("gan", "reduced", f"{found}: fewer than the {quality.requested} asked for")
     else:

@@ -60,19 +60,22 @@ class Usual:
         return score
 
 
-def distance_to(points: Sequence[Pixels], pool: Pixels | None = None) -> Floats:
+def distance_to(
+    points: Sequence[Pixels], pool: Pixels | None = None, groups: NDArray[np.int64] | None = None
+) -> Floats:
     """Distance to the nearest of `pool`, of whichever of an image's appearances is nearest.
 
     Parameters
     ----------
     points : appearances of the same N images: as they are, mirrored
     pool : without one the nearest other image; a mirror image of oneself is not another
+    groups : without a pool, int64 N: images of one group are not others; two groups at least
     """
     if pool is not None:
         return np.min([nearest_neighbours(one, pool)[0] for one in points], axis=0)
     first, *others = points
-    found = [nearest_neighbours(first)[0]]
-    found += [nearest_neighbours(first, other, pairwise=True)[0] for other in others]
+    found = [nearest_neighbours(first, groups=groups)[0]]
+    found += [nearest_neighbours(first, other, pairwise=True, groups=groups)[0] for other in others]
     return np.min(found, axis=0)
 
 
@@ -94,11 +97,12 @@ def shrunk(images: NDArray[np.uint8], side: int) -> NDArray[np.float32]:
     import torch
     from torch.nn.functional import adaptive_avg_pool2d
 
-    height, width = images.shape[1:3]
-    pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float()
-    smaller: NDArray[np.float32] = (
-        adaptive_avg_pool2d(pixels, (min(height, side), min(width, side))).permute(0, 2, 3, 1).numpy()
-    )
+    height, width = (min(each, side) for each in images.shape[1:3])
+    smaller = np.empty((len(images), height, width, images.shape[3]), np.float32)
+    # A part at a time: as float32, all images of a large split take four times their room.
+    for at in range(0, len(images), _CHUNK):
+        pixels = torch.from_numpy(np.array(images[at : at + _CHUNK])).permute(0, 3, 1, 2).float()
+        smaller[at : at + _CHUNK] = adaptive_avg_pool2d(pixels, (height, width)).permute(0, 2, 3, 1).numpy()
     return smaller
 
 

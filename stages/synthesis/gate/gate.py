@@ -40,7 +40,6 @@ from stages.synthesis.gate.quality import (
 )
 
 if TYPE_CHECKING:
-    from stages.learning.loop import Device
     from stages.synthesis.judge import Judge
 
 CHECKS = ("agreement", "copy_of_train", "copy_of_held_out", "stray", "repeat")
@@ -126,10 +125,11 @@ class Gate:
     ----------
     real : the curated real training images of all classes; the judge's
     config : how strict it is
-    judge : trained on them
+    judge : trained on them; where it computes, embeddings are
+    groups : N names; images of one name (near-duplicates, a patient) do not say how near unseen images
+        come to one another: else a class with some twins would let pass what is as near as a twin
     held_out : images of the other splits by name; looked at for copies of them, and for nothing else
-    seed : of the subsets on which KID is computed
-    device : for the interface's sake; all is computed where the judge is
+    seed : of the subsets on which KID and diversity are computed
     """
 
     def __init__(
@@ -138,11 +138,12 @@ class Gate:
         config: GateConfig,
         *,
         judge: Judge,
+        groups: NDArray[np.object_] | None = None,
         held_out: Mapping[str, NDArray[np.uint8]] | None = None,
         seed: int,
-        device: Device = "auto",
     ) -> None:
         self.real, self.config, self._judge, self._seed = real, config, judge, seed
+        self._groups = np.arange(len(real)) if groups is None else np.unique(groups, return_inverse=True)[1]
         self._probabilities = judge.held_out()
         self._embedded = [judge.embed(real.images, k) for k in range(len(judge.models))]
         # KID's kernel is cubic: features have to be about 1 in size.
@@ -202,6 +203,20 @@ class Gate:
         scale = float(np.median(among)) or 1.0
         return Verdict(refused, accepted, nearest, distance / scale, measures, _failed(measures))
 
+    def can_check(self, label: int) -> bool:
+        """Whether the judge tells the class's real images from others, by agreement or by KID.
+
+        Where not, an image that shows another class would pass, and making any is not worth while.
+        """
+        own = np.flatnonzero(self.real.labels == label)
+        if self._recognised(own, label) is not None:
+            return True
+        folds = [(k, own[self._judge.fold[own] == k]) for k in range(len(self._embedded))]
+        return any(
+            len(rows) >= FEWEST and self._known_kid(self._embedded[k][rows], k, label) is not None
+            for k, rows in folds
+        )
+
     def _needed(self, own: NDArray[np.int64], label: int) -> float:
         """Probability of its label that a candidate needs: no more than most held-out real images have."""
         usual = float(np.quantile(self._probabilities[own, label], _UNSURE))
@@ -211,18 +226,25 @@ class Gate:
         self, probabilities: NDArray[np.float32], own: NDArray[np.int64], label: int
     ) -> dict[str, Measure]:
         """The share recognised: nearer to real images' than to that of the class most taken for it."""
+        shares = self._recognised(own, label)
+        if shares is None:
+            return {}
+        value, limit = float((probabilities.argmax(1) == label).mean()), sum(shares) / 2
+        return {"agreement": Measure(value, shares[0], limit, value >= limit)}
+
+    def _recognised(self, own: NDArray[np.int64], label: int) -> tuple[float, float] | None:
+        """Shares of the class's held-out real images taken for it, and of those of the class most taken
+        for it; None where the judge does not tell them apart."""
         counts = self.real.class_counts
         taken = self._probabilities.argmax(1) == label
         shares = np.bincount(self.real.labels, weights=taken, minlength=len(counts)) / np.maximum(counts, 1)
         others = [k for k in np.flatnonzero(counts >= FEWEST) if k != label]
         if not others or len(own) < FEWEST:
-            return {}
-        real, other = float(shares[label]), float(max(shares[others]))
-        error = math.sqrt(real * (1 - real) / len(own) + other * (1 - other) / counts[others].min())
-        if real - other <= _SOUND * error:
-            return {}
-        value, limit = float((probabilities.argmax(1) == label).mean()), (real + other) / 2
-        return {"agreement": Measure(value, real, limit, value >= limit)}
+            return None
+        rival = max(others, key=lambda k: shares[k])
+        real, other = float(shares[label]), float(shares[rival])
+        error = math.sqrt(real * (1 - real) / len(own) + other * (1 - other) / counts[rival])
+        return (real, other) if real - other > _SOUND * error else None
 
     def _copies_of_train(
         self, made: NDArray[np.uint8], own: NDArray[np.int64]
@@ -230,7 +252,8 @@ class Gate:
         """Copies of real images, the share of those that would be called so, and copies of one another."""
         images = self.real.images[own]
         spaces = [(_both(form, images), _both(form, made)) for form in _FORMS]
-        usual = Usual([distance_to(old) for old, _ in spaces], self.config.copy_quantile)
+        groups = self._groups[own] if len(np.unique(self._groups[own])) > 1 else None
+        usual = Usual([distance_to(old, groups=groups) for old, _ in spaces], self.config.copy_quantile)
         score = usual.score([distance_to(new, old[0]) for old, new in spaces])
         before = usual.score([distance_to_earlier(new[0]) for _, new in spaces])
         repeat = before <= max(_REPEAT * usual.limit, SAME)
@@ -318,13 +341,17 @@ class Gate:
         self, real: NDArray[np.float32], new: NDArray[np.float32], k: int, label: int
     ) -> list[tuple[float, float]]:
         """KID of candidates and of held-out real images, in units of that to the nearest other class."""
-        if (k, label) not in self._kid_of_real:
-            self._kid_of_real[k, label] = self._kid_unit(real, k, label)
-        known = self._kid_of_real[k, label]
+        known = self._known_kid(real, k, label)
         if known is None:
             return []
         unit, usual = known
         return [(kernel_distance(real / self._scales[k], new / self._scales[k], self._seed) / unit, usual)]
+
+    def _known_kid(self, real: NDArray[np.float32], k: int, label: int) -> tuple[float, float] | None:
+        """`_kid_unit`, computed once."""
+        if (k, label) not in self._kid_of_real:
+            self._kid_of_real[k, label] = self._kid_unit(real, k, label)
+        return self._kid_of_real[k, label]
 
     def _kid_unit(self, real: NDArray[np.float32], k: int, label: int) -> tuple[float, float] | None:
         """KID to the nearest other class, and in it that of real images; None where too few to tell."""

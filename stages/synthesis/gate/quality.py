@@ -21,12 +21,17 @@ _CHUNK = 512
 
 
 def nearest_neighbours(
-    points: NDArray[Any], others: NDArray[Any] | None = None, *, pairwise: bool = False
+    points: NDArray[Any],
+    others: NDArray[Any] | None = None,
+    *,
+    pairwise: bool = False,
+    groups: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Distance to, and index of, the nearest of `others`; without them the nearest other point.
 
     Points are flattened; distances are Euclidean, float64 N. Ties go to the lowest index. `pairwise`:
-    `others` are the same in another form (mirrored), and none is its own neighbour.
+    `others` are the same in another form (mirrored), and none is its own neighbour. `groups`, N: nor is
+    one of the same group; two groups at least.
     """
     flat = points.reshape(len(points), math.prod(points.shape[1:])).astype(np.float64)
     pool = flat if others is None else others.reshape(len(others), flat.shape[1]).astype(np.float64)
@@ -38,6 +43,8 @@ def nearest_neighbours(
         if others is None or pairwise:
             rows = np.arange(len(part))
             squares[rows, start + rows] = np.inf
+            if groups is not None:
+                squares[groups[start : start + _CHUNK, None] == groups] = np.inf
         best = squares.argmin(1)
         indices[start : start + _CHUNK] = best
         # Again by subtraction: the expansion above leaves a rest where the distance is zero.

@@ -6,7 +6,7 @@ from stages.synthesis.gan import record as gan_record
 from stages.synthesis.gan.record import CODE, Record, inputs_digest
 from stages.synthesis.gan.trainer import GANConfig
 
-# Messages, tables, and what only looks at finished states: no weight follows from their code.
+# Messages, tables, and what only calls the training: no weight follows from their code.
 NO_WEIGHTS = {
     "stages/__init__.py",
     "stages/dataset.py",
@@ -16,7 +16,6 @@ NO_WEIGHTS = {
     "stages/synthesis/__init__.py",
     "stages/synthesis/gan/__init__.py",
     "stages/synthesis/sampler.py",
-    "stages/synthesis/gan/snapshots.py",
 }
 
 

@@ -15,7 +15,7 @@ CONFIG = GateConfig(
     min_density=0.5,
     min_coverage=0.5,
     min_diversity=0.5,
-    max_kid=0.5,
+    max_kid=0.2,
 )
 LABELS = pytest.mark.parametrize("label", range(CLASSES))
 
@@ -171,6 +171,43 @@ def test_swapped_classes_are_refused_as_not_recognised(gate, parts, label):
     assert not verdict.refused["copy_of_train"].any()
 
 
+def test_twins_among_real_images_do_not_hide_copies(digits, quick):
+    # Every fifth image has a twin: as near as these come, noisy copies come too.
+    own = [np.concatenate([images[:50], _jittered(images[:10])]) for images in digits]
+    view = _view(np.concatenate(own), np.repeat(range(CLASSES), 60))
+    names = np.array([f"{label}/{row % 50}" for label in range(CLASSES) for row in range(60)], object)
+    judge = train_judge(view, groups=names, seed=0, device="cpu", description="")
+    gate = Gate(view, CONFIG, judge=judge, groups=names, seed=0)
+    for label in range(CLASSES):
+        verdict = gate.judge(_jittered(digits[label][:50], 12.0), label)
+        assert verdict.failed[0] == "copies"
+        assert verdict.refused["copy_of_train"].mean() > 0.9
+        assert gate.judge(digits[label][50:120], label).failed == ()
+
+
+def test_a_class_of_one_group_has_its_copies_refused_too(digits, quick):
+    view = _view(np.concatenate([images[:20] for images in digits]), np.repeat(range(CLASSES), 20))
+    names = np.array(["all" if label == 0 else f"{row}" for row, label in enumerate(view.labels)], object)
+    gate = Gate(
+        view, CONFIG, judge=train_judge(view, seed=0, device="cpu", description=""), groups=names, seed=0
+    )
+    verdict = gate.judge(digits[0][:20], 0)
+    assert verdict.refused["copy_of_train"].all()
+    assert np.isfinite(verdict.nearness).all()
+
+
+def test_a_small_class_that_nobody_confuses_does_not_stop_agreement(digits, quick):
+    counts = [60, 60, 10]
+    images = np.concatenate([own[:count] for own, count in zip(digits, counts, strict=False)])
+    view = _view(images, np.repeat(range(3), counts), 3)
+    gate = Gate(view, CONFIG, judge=train_judge(view, seed=0, device="cpu", description=""), seed=0)
+    # Of 60 images of the class 48 are taken for it, and of the next class half.
+    taken = np.repeat([0, 1, 0, 1, 2], [48, 12, 30, 30, 10])
+    gate._probabilities = np.eye(3, dtype=np.float32)[taken]
+    measure = gate.judge(digits[0][60:100], 0).measures["agreement"]
+    assert (measure.real, measure.limit) == pytest.approx((0.8, 0.65))
+
+
 def test_the_nearest_real_image_is_told(gate, parts):
     real = parts[2][0]
     verdict = gate.judge(real, 2)
@@ -225,3 +262,12 @@ def test_two_classes_of_which_one_is_constant(digits, quick):
     verdict = gate.judge(view.images[40:], 1)
     assert verdict.refused["copy_of_train"].all()
     assert np.isfinite(verdict.nearness).all()
+
+
+def test_the_gate_knows_beforehand_what_it_can_check(digits, quick):
+    gate = _gate(digits, REAL, 0)
+    assert all(gate.can_check(label) for label in range(CLASSES))
+    mixed = np.random.default_rng(0).permutation(np.concatenate([images[:REAL] for images in digits]))
+    parts = np.array_split(mixed, CLASSES)
+    gate = _gate(parts, REAL, 0)
+    assert not any(gate.can_check(label) for label in range(CLASSES))

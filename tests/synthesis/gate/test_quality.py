@@ -27,6 +27,12 @@ def test_nearest_neighbours_against_all_pairs():
     assert np.allclose(nearest_neighbours(others)[0], among.min(1))
     assert (nearest_neighbours(others, others)[0] == 0).all()
     assert np.allclose(nearest_neighbours(others, others, pairwise=True)[0], among.min(1))
+    groups = np.arange(40) // 4
+    among[groups[:, None] == groups] = np.inf
+    for other in (None, others):
+        distance, index = nearest_neighbours(others, other, pairwise=other is not None, groups=groups)
+        assert np.allclose(distance, among.min(1))
+        assert (groups[index] != groups).all()
 
 
 def test_density_and_coverage_by_hand():
