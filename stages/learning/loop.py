@@ -49,7 +49,8 @@ class Recipe:
     shift : random translation by up to so many pixels, edges repeated
     flip : random horizontal flips
     precision : `auto` takes bf16 where the hardware computes in it
-    early_stopping : keep the weights of the epoch with the best validation accuracy (the budget stays)
+    early_stopping : keep the weights of the epoch with the best validation accuracy, with
+        `balanced_softmax` balanced accuracy (the budget stays)
     """
 
     epochs: int
@@ -120,6 +121,8 @@ def fit(
     optimiser, schedule = _optimiser(model, recipe)
     result = Fit(model, device=target.type, precision="bf16" if autocast.fast_dtype_enabled else "fp32")
     best_score, best_state = -math.inf, None
+    balanced = recipe.loss == "balanced_softmax"
+    merit = "val_balanced_accuracy" if balanced else "val_accuracy"
     progress = tqdm(range(1, recipe.epochs + 1), desc=description, unit="epoch", disable=not description)
     for epoch in progress:
         model.train()
@@ -145,10 +148,10 @@ def fit(
                 f"the loss is not a number after epoch {epoch} (learning rate {rate:.2g}): lower it"
             )
         if val is not None and len(val):
-            row |= _score(model, val, target)
+            row |= _score(model, val, target, balanced=balanced)
             # On equal terms the later epoch: validation sets here are small, and ties are common.
-            if recipe.early_stopping and row["val_accuracy"] >= best_score:
-                best_score, best_state = row["val_accuracy"], copy.deepcopy(model.state_dict())
+            if recipe.early_stopping and row[merit] >= best_score:
+                best_score, best_state = row[merit], copy.deepcopy(model.state_dict())
                 result.best_epoch = epoch
         result.history.append(row)
         progress.set_postfix({name: f"{value:.3f}" for name, value in row.items() if name != "epoch"})
@@ -341,17 +344,23 @@ def _loss(
 
 
 @torch.inference_mode()
-def _score(model: Classifier, val: View, device: torch.device) -> dict[str, float]:
+def _score(model: Classifier, val: View, device: torch.device, *, balanced: bool) -> dict[str, float]:
     """Validation figures of an epoch.
 
     Early stopping goes by accuracy, not by loss: with wrong labels in the validation split the loss
-    punishes confidence in right answers, and would stop training far too early.
+    punishes confidence in right answers, and would stop training far too early. Where the loss is for
+    balanced classes it goes by balanced accuracy: the validation split is as skewed as the training one.
     """
     probabilities, _ = predict(model, val.images, device.type)  # type: ignore[arg-type]
     given = probabilities[np.arange(len(val)), val.labels]
     hits = probabilities.argmax(1) == val.labels
     loss = float(-np.log(np.maximum(given, 1e-12)).mean())
-    return {"val_loss": loss, "val_accuracy": float(hits.mean())}
+    row = {"val_loss": loss, "val_accuracy": float(hits.mean())}
+    if balanced:
+        counts = np.bincount(val.labels)
+        recalls = np.bincount(val.labels, weights=hits)[counts > 0] / counts[counts > 0]
+        row["val_balanced_accuracy"] = float(recalls.mean())
+    return row
 
 
 def history_rows(results: Sequence[Fit]) -> list[dict[str, float]]:

@@ -76,6 +76,20 @@ def test_early_stopping_keeps_the_best_epoch_and_spends_the_whole_budget(tiny_da
     assert kept == pytest.approx(result.history[result.best_epoch - 1]["val_loss"], rel=1e-3)
 
 
+def test_with_balanced_softmax_early_stopping_goes_by_balanced_accuracy(tiny_dataset: Dataset):
+    train, val = split_view(tiny_dataset, "train"), split_view(tiny_dataset, "val")
+    rows = np.concatenate([np.flatnonzero(val.labels == 0), np.flatnonzero(val.labels == 1)[:1]])
+    skewed = View(val.images[rows], val.labels[rows], val.weights[rows], val.sample_ids[rows], val.classes)
+    recipe = Recipe(6, 2, 16, 0.02, early_stopping=True, loss="balanced_softmax")
+    result = fit(build_model(spec_for(train), seed=0), train, recipe, seed=0, val=skewed, description="")
+    merits = [row["val_balanced_accuracy"] for row in result.history]
+    assert result.best_epoch == max(range(1, 7), key=lambda epoch: (merits[epoch - 1], epoch))
+    hits = predict(result.model, skewed.images)[0].argmax(1) == skewed.labels
+    assert merits[result.best_epoch - 1] == pytest.approx((hits[:-1].mean() + hits[-1]) / 2)
+    plain = fit(build_model(spec_for(train), seed=0), train, RECIPE, seed=0, val=skewed, description="")
+    assert "val_balanced_accuracy" not in plain.history[0]
+
+
 def test_a_frozen_backbone_stays_as_it_is_and_the_head_moves(tiny_dataset: Dataset):
     train = split_view(tiny_dataset, "train")
     model = build_model(spec_for(train), seed=0)
