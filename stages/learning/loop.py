@@ -26,6 +26,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 _PREDICT_BATCH = 512
 _STATISTICS_BATCH = 4096
 _WARM_UP = 0.2  # share of the budget
+_MERITS = {"cross_entropy": "val_accuracy", "balanced_softmax": "val_balanced_accuracy"}  # early stopping's
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,7 @@ def fit(
     optimiser, schedule = _optimiser(model, recipe)
     result = Fit(model, device=target.type, precision="bf16" if autocast.fast_dtype_enabled else "fp32")
     best_score, best_state = -math.inf, None
-    balanced = recipe.loss == "balanced_softmax"
-    merit = "val_balanced_accuracy" if balanced else "val_accuracy"
+    merit = _MERITS[recipe.loss]
     progress = tqdm(range(1, recipe.epochs + 1), desc=description, unit="epoch", disable=not description)
     for epoch in progress:
         model.train()
@@ -148,7 +148,7 @@ def fit(
                 f"the loss is not a number after epoch {epoch} (learning rate {rate:.2g}): lower it"
             )
         if val is not None and len(val):
-            row |= _score(model, val, target, balanced=balanced)
+            row |= _score(model, val, target, balanced=merit == "val_balanced_accuracy")
             # On equal terms the later epoch: validation sets here are small, and ties are common.
             if recipe.early_stopping and row[merit] >= best_score:
                 best_score, best_state = row[merit], copy.deepcopy(model.state_dict())
