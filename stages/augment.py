@@ -29,6 +29,7 @@ from stages.tracking import StageRun
 REPORT = dataset.REPORTS / "augment"
 _ORIGINALS, _COPIES = 4, 10  # shown of each class
 _TRANSFORMED = 8  # originals shown of each transform
+_FOLDS = 2  # models that are asked whether labels survive
 
 
 def augment(
@@ -92,7 +93,7 @@ def examine(
     ------
     WinnowError
         For a policy that does not fit the images or the preset, or, where `augment.destroying` is
-        `stop`, one that labels do not survive.
+        `stop`, one that labels do not survive or that could not be checked; as `judge.train_judge`.
     """
     section = params.augment
     policy, key = policy_of(section)
@@ -102,16 +103,23 @@ def examine(
     if not policy or not quota.any() or section.min_recognised == 0.0:
         return unchecked(policy)
     if np.count_nonzero(real.class_counts) < 2:
-        return unchecked(policy, "of a single class no model can be asked whether labels survive")
+        return unchecked(policy, "of a single class no model can be asked", section.destroying)
+    units = len(real) if groups is None else len(np.unique(groups))
+    if units < _FOLDS:
+        kind = "images" if groups is None else "groups of images"
+        why = f"of {units} real training {kind} none can be kept from a model that is asked about it"
+        return unchecked(policy, why, section.destroying)
     from stages.synthesis.judge import train_judge
 
-    try:
-        judge = train_judge(
-            real, groups=groups, seed=params.seed, device=params.device, description="augment: judge"
-        )
-    except WinnowError as error:
-        return unchecked(policy, f"whether labels survive could not be checked: {error}")
-    return check_survival(
+    judge = train_judge(
+        real,
+        folds=_FOLDS,
+        groups=groups,
+        seed=params.seed,
+        device=params.device,
+        description="augment: judge",
+    )
+    verdict = check_survival(
         real,
         policy,
         judge,
@@ -121,6 +129,11 @@ def examine(
         seed=params.seed,
         key=key,
     )
+    if not verdict.policy:
+        verdict.warnings.append(
+            f"no transform is left; {quota.sum()} copies that were asked for are not made"
+        )
+    return verdict
 
 
 def policy_of(section: Augment) -> tuple[Policy, str]:

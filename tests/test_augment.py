@@ -159,7 +159,9 @@ def test_a_transform_that_destroys_classes_is_left_out_aloud(workspace, tiny_dat
     write_inputs(tiny_dataset)
     flipped(workspace, "leave_out")
     augment.main([])
-    assert "WARNING: augment.policy.0: after HorizontalFlip" in capsys.readouterr().err
+    said = next(line for line in capsys.readouterr().err.splitlines() if "WARNING" in line)
+    assert said.startswith("augment: WARNING: augment.policy.0: after HorizontalFlip")
+    assert said.endswith("; left out: HorizontalFlip")
     survival = pd.read_csv(augment.REPORT / "survival.csv").set_index("transform")
     assert survival["decision"].to_dict() == {
         "HorizontalFlip": "left_out",
@@ -188,12 +190,63 @@ def test_it_can_stop_instead_and_leaves_the_last_outputs(workspace, tiny_dataset
     assert contents(dataset.AUGMENTED, augment.REPORT) == before
 
 
-def test_where_no_judge_can_be_trained_it_says_so(workspace, tiny_dataset, capsys):
-    tiny_dataset.samples["group"] = "f" * 16
+def test_where_no_transform_is_left_it_says_what_is_not_made(workspace, tiny_dataset, capsys, quick):
     write_inputs(tiny_dataset)
+    flipped(workspace, "leave_out")
+    set_params(workspace, augment__policy=[{"name": "HorizontalFlip", "args": {}}])
     augment.main([])
-    assert "whether labels survive could not be checked" in capsys.readouterr().err
-    assert len(dataset.read_dataset(dataset.AUGMENTED).samples) == 30
+    said = capsys.readouterr()
+    assert "WARNING: no transform is left; 60 copies that were asked for are not made" in said.err
+    assert "augment: 0 copies" in said.out
+
+
+def one_group(samples):
+    samples["group"] = "f" * 16
+
+
+def one_class(samples):
+    samples.drop(samples.index[samples["label"] != "a"], inplace=True)
+    samples.reset_index(drop=True, inplace=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"), [(one_group, "of 1 real training groups"), (one_class, "of a single class")]
+)
+def test_where_no_judge_can_be_trained_it_warns_or_stops(workspace, tiny_dataset, capsys, change, why):
+    samples, images = tiny_dataset.samples, tiny_dataset.images
+    change(samples)
+    images = images[samples["row"]]
+    samples["row"] = range(len(samples))
+    write_inputs(dataset.Dataset(images, samples, sorted(samples["label"].unique())))
+    set_params(workspace, augment__to=40)
+    augment.main([])
+    assert f"WARNING: whether labels survive could not be checked: {why}" in capsys.readouterr().err
+    before = contents(dataset.AUGMENTED, augment.REPORT)
+    assert len(dataset.read_dataset(dataset.AUGMENTED).samples) > 0
+    set_params(workspace, augment__destroying="stop")
+    with pytest.raises(SystemExit) as status:
+        augment.main([])
+    assert status.value.code == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert why in error
+    assert "set augment.min_recognised to 0" in error
+    assert contents(dataset.AUGMENTED, augment.REPORT) == before
+
+
+@pytest.mark.parametrize("error", ["device = 'cuda', but this machine has none", "the loss is not a number"])
+def test_what_keeps_the_judge_from_training_is_not_passed_over(
+    workspace, tiny_dataset, capsys, monkeypatch, error
+):
+    def fail(*_, **__):
+        raise WinnowError(error)
+
+    monkeypatch.setattr(judge, "train_judge", fail)
+    write_inputs(tiny_dataset)
+    with pytest.raises(SystemExit) as status:
+        augment.main([])
+    assert status.value.code == 2
+    assert f"augment: {error}" in capsys.readouterr().err
+    assert not dataset.AUGMENTED.exists()
 
 
 @pytest.mark.parametrize(
@@ -262,16 +315,6 @@ def test_a_mistake_leaves_the_last_outputs(workspace, tiny_dataset, capsys, chan
     assert error.startswith(said)
     assert "\n" not in error
     assert contents(dataset.AUGMENTED, augment.REPORT) == before
-
-
-def test_a_single_class_is_augmented_unchecked(workspace, tiny_dataset, capsys):
-    only = (tiny_dataset.samples["label"] == "a").to_numpy()
-    samples = tiny_dataset.samples[only].reset_index(drop=True).assign(row=range(int(only.sum())))
-    write_inputs(dataset.Dataset(tiny_dataset.images[only], samples, ["a"]))
-    set_params(workspace, augment__to=40)
-    augment.main([])
-    assert len(dataset.read_dataset(dataset.AUGMENTED).samples) == 10
-    assert "of a single class" in capsys.readouterr().err
 
 
 def test_what_a_reviewer_labelled_has_copies_too(partly_labelled):

@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 
 from stages.dataset import derived_id, sample_seed
 from stages.errors import WinnowError
-from stages.synthesis.augmentation.transforms import POLICY_KEY, Policy, build_policy, validate_policy
+from stages.synthesis.augmentation.transforms import (
+    POLICY_KEY,
+    Policy,
+    build_policy,
+    quiet,
+    validate_policy,
+)
 
 METHOD = "augment"
 _TASK = 256  # copies that a process makes at a time
@@ -173,6 +179,7 @@ def _make_here(tasks: Iterator[_Task], count: int) -> Iterator[NDArray[np.uint8]
             return
 
 
+@quiet()
 def _make(task: _Task) -> NDArray[np.uint8]:
     pipeline = build_policy(task.policy, task.key)
     copies = np.empty((len(task.which), *task.originals.shape[1:]), np.uint8)

@@ -11,8 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stages.errors import WinnowError
-from stages.synthesis.augmentation.effects import PHRASES, effects_of
-from stages.synthesis.augmentation.transforms import POLICY_KEY, Policy, build_part, parts
+from stages.synthesis.augmentation.effects import ADDING, PHRASES, effects_of
+from stages.synthesis.augmentation.transforms import (
+    POLICY_KEY,
+    Part,
+    Policy,
+    build_part,
+    most_together,
+    parts,
+)
 
 PRESET_KEY = "augment.preset"
 
@@ -61,8 +68,8 @@ PRESETS: Mapping[str, Preset] = {
             "upside_down": Limit(0, "a 6 becomes a 9"),
             "rotation": Limit(20, "a 1 turned far reads as a 7 or a dash, and a 6 as a 9 in the end"),
             "shear": Limit(20, "a slanted 1 reads as a 7"),
-            "zoom": Limit(1.5, "strokes are cut off, or vanish"),
             "crop": Limit(0.25, "a character without one of its strokes is another one"),
+            "zoom": Limit(1.5, "strokes are cut off, or vanish"),
             "distortion": Limit(0.2, "loops close and open: a 0 becomes a 6, a 3 an 8"),
         },
     ),
@@ -107,14 +114,15 @@ PRESETS: Mapping[str, Preset] = {
             "upside_down": Limit(0, "views are standardised, and no patient is seen so"),
             "rotation": Limit(20, "views are standardised, and no patient is seen so"),
             "shear": Limit(10, "the proportions of organs and lesions are findings"),
-            "zoom": Limit(1.25, "the size of organs and lesions is a finding"),
             "distortion": Limit(0, "the outline of organs and lesions is a finding"),
             "growth": Limit(0, "the size of lesions is a finding"),
             "crop": Limit(0.2, "the only lesion may be cut off"),
+            "zoom": Limit(1.25, "the size of organs and lesions is a finding"),
             "cover": Limit(0, "the only lesion may be covered"),
             "hue": Limit(0, "the colour of tissue and stain is a finding"),
             "saturation": Limit(0, "the colour of tissue and stain is a finding"),
             "tones": Limit(0, "brightness is a measurement: density, attenuation, uptake"),
+            "brightness": Limit(0.25, "brightness is a measurement: density, attenuation, uptake"),
             "blur": Limit(3, "small lesions vanish"),
             "noise": Limit(0.1, "small lesions vanish"),
         },
@@ -154,23 +162,37 @@ def refuse_unfit(preset: str | None, policy: Policy, side: int, key: str = POLIC
     Raises
     ------
     WinnowError
-        For the first such transform; the message names its key, what it does, and why that is wrong.
+        For the first such transform, or for rotations that add up to too much; the message names the
+        key, what it does, and why that is wrong.
     """
     if preset is None:
         return
+    limits = PRESETS[preset].limits
     for part in parts(policy, key):
         effects = effects_of(part.name, build_part(part), side)
-        for effect, limit in PRESETS[preset].limits.items():
-            if effects.get(effect, 0.0) <= limit.at_most:
-                continue
-            phrase = PHRASES[effect]
-            number = phrase[phrase.find("{") : phrase.find("}") + 1]
-            allowed = f" beyond {number.format(limit.at_most)}" if limit.at_most else ""
-            raise WinnowError(
-                f"{part.key}: {part.name} {phrase.format(effects[effect])}, which {PRESET_KEY} = {preset!r} "
-                f"refuses{allowed}: {limit.why}; leave it out{' or make it milder' if allowed else ''}, or "
-                f"set {PRESET_KEY} to null, which refuses nothing"
-            )
+        for effect, limit in limits.items():
+            if effects.get(effect, 0.0) > limit.at_most:
+                raise _refusal(preset, f"{part.key}: {part.name}", effect, effects[effect], "leave it out")
+
+    for effect in (effect for effect in ADDING if effect in limits):
+
+        def amount(part: Part, effect: str = effect) -> float:
+            return effects_of(part.name, build_part(part), side).get(effect, 0.0)
+
+        together = round(most_together(policy, amount, key), 6)
+        if together > limits[effect].at_most:
+            raise _refusal(preset, f"{key}: the policy as a whole", effect, together, "leave one out")
+
+
+def _refusal(preset: str, who: str, effect: str, amount: float, without: str) -> WinnowError:
+    limit, phrase = PRESETS[preset].limits[effect], PHRASES[effect]
+    number = phrase[phrase.find("{") : phrase.find("}") + 1]
+    allowed = f" beyond {number.format(limit.at_most)}" if limit.at_most else ""
+    return WinnowError(
+        f"{who} {phrase.format(amount)}, which {PRESET_KEY} = {preset!r} refuses{allowed}: {limit.why}; "
+        f"{without}{' or make it milder' if allowed else ''}, or set {PRESET_KEY} to null, which refuses "
+        "nothing"
+    )
 
 
 def reason_against(preset: str | None, effect: str) -> str | None:

@@ -6,7 +6,7 @@ only those that it recognises untransformed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 from stages.dataset import View, derived_id, sample_seed
 from stages.errors import WinnowError
 from stages.synthesis.augmentation.copying import transformed
-from stages.synthesis.augmentation.transforms import POLICY_KEY, Policy, parts, without
+from stages.synthesis.augmentation.transforms import POLICY_KEY, Part, Policy, parts, without
 
 Destroying = Literal["leave_out", "warn", "stop"]
 WHOLE = "policy"
+ALL = -1  # classes, in place of the index of one
 _COLUMNS = ["transform", "tried", "recognised", "recognised_before", "survival", "worst_class"]
 _COLUMNS += ["worst_survival", "decision", "key"]
 _IMAGES = 500  # tried, of all classes together
 _FEW = 10  # recognised images from which their share says something
+_NAMED = 3  # transforms of which the least survives
 _CHANCE = 0.05  # of condemning a transform that does no harm
 
 
@@ -44,7 +46,8 @@ class Survival:
 
     Attributes
     ----------
-    before : int64, K; images of each class that the model recognises untransformed
+    before : int64, K; images of each class that the model recognises untransformed; none of classes
+        that get no copies
     after : int64, K; how many of those it still recognises
     """
 
@@ -53,7 +56,7 @@ class Survival:
 
     @property
     def share(self) -> float:
-        """Of all classes together, from 0 to 1; NaN where nothing was recognised to begin with."""
+        """Of all classes that get copies together, 0 to 1; NaN where nothing was recognised before."""
         return float(self.after.sum() / self.before.sum()) if self.before.any() else float("nan")
 
     @property
@@ -61,18 +64,20 @@ class Survival:
         """Of each class, K; NaN where too few were recognised to say anything."""
         return np.where(self.before >= _FEW, self.after / np.maximum(self.before, 1), np.nan)
 
-    def destroys(self, min_recognised: float, copied: NDArray[np.bool_]) -> bool:
-        """Whether less than `min_recognised` survives, of all classes together or of one of `copied`.
+    def destroyed(self, min_recognised: float) -> list[int]:
+        """Of which classes less than `min_recognised` survives: indices, `ALL` for all together.
 
         Less means less beyond chance: the exact upper bound (Clopper and Pearson 1934) is below it,
         at an error of .05 over all that is looked at (Bonferroni).
         """
-        groups = [(int(self.before.sum()), int(self.after.sum()))]
-        groups += list(zip(self.before[copied].tolist(), self.after[copied].tolist(), strict=True))
-        groups = [(before, after) for before, after in groups if before >= _FEW]
-        return any(
-            upper_bound(after, before, _CHANCE / len(groups)) < min_recognised for before, after in groups
-        )
+        groups = {ALL: (int(self.before.sum()), int(self.after.sum()))}
+        groups |= dict(enumerate(zip(self.before.tolist(), self.after.tolist(), strict=True)))
+        groups = {group: counts for group, counts in groups.items() if counts[0] >= _FEW}
+        return [
+            group
+            for group, (before, after) in groups.items()
+            if upper_bound(after, before, _CHANCE / len(groups)) < min_recognised
+        ]
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,8 @@ class Verdict:
         `transform` (name), `tried` (images), `recognised` and `recognised_before` (after and before
         it), `survival` (share, 0 to 1), `worst_class` and `worst_survival` (empty where too few of a
         class were recognised), `decision` (`kept`, `left_out` or `warned`), `key` (where it stands)
-    warnings : a sentence on each transform that destroys its class
-    notes : sentences on what could not be told
+    warnings : a sentence on each transform that destroys its class, or on why none could be checked
+    notes : sentences on classes of which it could not be told by themselves
     """
 
     policy: Policy
@@ -102,9 +107,15 @@ class Verdict:
         return float(whole.iloc[0]) if len(whole) else None
 
 
-def unchecked(policy: Policy, note: str | None = None) -> Verdict:
-    """The verdict where nothing was tried, with the reason."""
-    return Verdict(policy, pd.DataFrame(columns=_COLUMNS), [], [note] if note else [])
+def unchecked(policy: Policy, why: str = "", destroying: Destroying = "warn") -> Verdict:
+    """The verdict where nothing was tried; `why` is the reason, empty where nothing was to be.
+
+    Raises
+    ------
+    WinnowError
+        Where there is a reason, and `destroying` is `stop`.
+    """
+    return Verdict(policy, pd.DataFrame(columns=_COLUMNS), _cannot_say(why, destroying) if why else [], [])
 
 
 def upper_bound(successes: int, trials: int, chance: float) -> float:
@@ -132,12 +143,12 @@ def check_survival(
     real : the images that the judge was cross-fitted on
     policy : a valid one
     judge : of the real images
-    copied : bool, K; classes that copies are to be made of: only these can condemn a transform on
-        their own, while all classes count together
+    copied : bool, K; classes that copies are to be made of; images of the others are not tried
     min_recognised : share under which a transform destroys its class
     destroying : what is done about it: `leave_out` leaves it out of the policy, `warn` says so,
-        `stop` raises. Where only all transforms together do too much, `leave_out` leaves out the one
-        of which the least survives, then the next.
+        `stop` raises, also where too few images are recognised to say. Where only all transforms
+        together do too much, `leave_out` leaves out the one of which the least survives, then the
+        next.
     seed : of the choice of images and of the transforms
     key : of the policy, for messages
 
@@ -147,30 +158,60 @@ def check_survival(
         Where `destroying` is `stop` and labels do not survive; the message names the transform's key.
     """
     trial = _Trial(real, judge, copied, min_recognised, seed, key)
+    too_few = _cannot_say(trial.too_few(), destroying) if trial.too_few() else []
     singles = parts(policy, key)
     found = {part.key: trial.measure(part.alone, part.key) for part in singles}
     condemned = {place for place, survival in found.items() if trial.destroyed(survival)}
-    warnings = [trial.words(p.key, p.name, found[p.key]) for p in singles if p.key in condemned]
+    warnings = [
+        f"{trial.words(p.key, p.name, found[p.key])}{_CONSEQUENCE[destroying].format(p.name)}"
+        for p in singles
+        if p.key in condemned
+    ]
     left_out = set(condemned) if destroying == "leave_out" else set()
     used, whole = without(policy, left_out, key), None
     while used and not (warnings and destroying == "stop"):
         whole = trial.measure(used, WHOLE)
         if not trial.destroyed(whole):
             break
-        warnings.append(trial.words(key, "all of it", whole))
+        order = [p for p in singles if p.key not in left_out]
+        order.sort(key=lambda part: (found[part.key].share, part.key))
+        warnings.append(
+            f"{trial.words(key, 'all of it', whole)}; worst by themselves: {_alone(order, found)}"
+            f"{_CONSEQUENCE[destroying].format(order[0].name)}"
+        )
         if destroying != "leave_out":
             break
-        left_out.add(min(found.keys() - left_out, key=lambda place: (found[place].share, place)))
+        left_out.add(order[0].key)
         used = without(policy, left_out, key)
     if warnings and destroying == "stop":
-        raise WinnowError(f"{warnings[0]}: leave it out or make it milder, or change augment.destroying")
+        raise WinnowError(f"{warnings[0]}; leave it out or make it milder, or change augment.destroying")
     rows = [
         trial.row(p.name, p.key, found[p.key], _decision(p.key in left_out, p.key in condemned))
         for p in singles
     ]
     if used and whole is not None:
         rows.append(trial.row(WHOLE, key, whole, _decision(False, trial.destroyed(whole))))
-    return Verdict(used, pd.DataFrame(rows, columns=_COLUMNS), warnings, trial.too_few())
+    return Verdict(used, pd.DataFrame(rows, columns=_COLUMNS), too_few + warnings, trial.unsaid())
+
+
+# What follows for a transform.
+_CONSEQUENCE = {"leave_out": "; left out: {}", "warn": "; kept all the same", "stop": ""}
+
+
+def _alone(order: Sequence[Part], found: Mapping[str, Survival]) -> str:
+    """The first transforms, each with what survives it by itself."""
+    return ", ".join(f"{part.name} ({found[part.key].share:.0%})" for part in order[:_NAMED])
+
+
+def _cannot_say(why: str, destroying: Destroying) -> list[str]:
+    """The warning that labels may not survive; a WinnowError where that must not pass."""
+    said = f"whether labels survive could not be checked: {why}"
+    if destroying == "stop":
+        raise WinnowError(
+            f"augment.destroying = 'stop', and {said}; set augment.min_recognised to 0, which switches the "
+            "check off, or augment.destroying to warn"
+        )
+    return [f"{said}; every transform is kept"]
 
 
 def _decision(left_out: bool, condemned: bool) -> str:
@@ -191,7 +232,7 @@ class _Trial:
     ) -> None:
         self.real, self.judge, self.copied = real, judge, copied
         self.min_recognised, self.seed, self.key = min_recognised, seed, key
-        drawn = _draw(real.labels, [str(name) for name in real.sample_ids], seed)
+        drawn = _draw(real.labels, [str(name) for name in real.sample_ids], np.flatnonzero(copied), seed)
         recognised = judge.held_out().argmax(axis=1) == real.labels
         self.tried, self.chosen = len(drawn), drawn[recognised[drawn]]
         self.before = self._count(self.chosen)
@@ -204,34 +245,39 @@ class _Trial:
         return Survival(self.before, self._count(self.chosen[answers == self.real.labels[self.chosen]]))
 
     def destroyed(self, survival: Survival) -> bool:
-        return survival.destroys(self.min_recognised, self.copied)
+        return bool(survival.destroyed(self.min_recognised))
 
     def words(self, place: str, name: str, survival: Survival) -> str:
-        """What is wrong with a transform."""
-        shares = np.where(self.copied, survival.of_class, np.nan)
-        worst = ""
-        if not np.isnan(shares).all():
-            index = int(np.nanargmin(shares))
-            worst = f", of class {self.real.classes[index]!r} {shares[index]:.0%}"
+        """What is wrong with a transform, by the classes of which too little survives."""
+        groups = survival.destroyed(self.min_recognised)
+        said = [f"{survival.share:.0%} of all classes that get copies together"] if ALL in groups else []
+        single = [group for group in groups if group != ALL]
+        if single:
+            worst = min(single, key=lambda label: survival.of_class[label])
+            said.append(f"{survival.of_class[worst]:.0%} of class {self.real.classes[worst]!r}")
         return (
-            f"{place}: after {name} a model recognises {survival.share:.0%} of the images that it "
-            f"recognised before{worst}, and augment.min_recognised = {self.min_recognised:g}"
+            f"{place}: after {name}, of the images that a model recognised before it recognises "
+            f"{' and '.join(said)}, and augment.min_recognised = {self.min_recognised:g}"
         )
 
-    def too_few(self) -> list[str]:
-        """What could not be judged for want of images."""
+    def too_few(self) -> str:
+        """Why nothing can be said; empty where something can."""
         recognised = int(self.before.sum())
-        if recognised < _FEW:
-            return [
-                f"of {self.tried} images the model recognises {recognised}: too few to say whether labels "
-                "survive; every transform is kept"
-            ]
-        unsaid = [self.real.classes[index] for index in np.flatnonzero(self.copied & (self.before < _FEW))]
-        if not unsaid:
+        if recognised >= _FEW:
+            return ""
+        return (
+            f"of {self.tried} images of the classes that get copies the model recognises {recognised}, too "
+            "few to say"
+        )
+
+    def unsaid(self) -> list[str]:
+        """Which classes could not be judged by themselves for want of images."""
+        few = [self.real.classes[index] for index in np.flatnonzero(self.copied & (self.before < _FEW))]
+        if not few or self.too_few():
             return []
         return [
             f"whether labels survive could not be told for single classes with fewer than {_FEW} recognised "
-            f"images: {', '.join(unsaid)}"
+            f"images: {', '.join(few)}"
         ]
 
     def row(self, name: str, place: str, survival: Survival, decision: str) -> dict[str, object]:
@@ -254,9 +300,10 @@ class _Trial:
         return np.bincount(self.real.labels[rows], minlength=len(self.real.classes)).astype(np.int64)
 
 
-def _draw(labels: NDArray[np.int64], names: Sequence[str], seed: int) -> NDArray[np.int64]:
-    """Images to try, as many of each class as there are places, whatever the order of the samples."""
+def _draw(
+    labels: NDArray[np.int64], names: Sequence[str], wanted: NDArray[np.int64], seed: int
+) -> NDArray[np.int64]:
+    """Images to try, as many of each class of `wanted` as there are places, whatever the samples' order."""
     order = np.argsort([sample_seed(seed, name) for name in names], kind="stable")
-    present = np.unique(labels)
-    share = max(1, _IMAGES // max(len(present), 1))
-    return np.concatenate([order[labels[order] == label][:share] for label in present])
+    share = max(1, _IMAGES // max(len(wanted), 1))
+    return np.concatenate([order[:0], *(order[labels[order] == label][:share] for label in wanted)])

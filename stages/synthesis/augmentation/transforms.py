@@ -8,7 +8,9 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence, Set
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +81,33 @@ def parts(policy: Policy, key: str = POLICY_KEY) -> list[Part]:
     return found
 
 
+def most_together(policy: Policy, amount: Callable[[Part], float], key: str = POLICY_KEY) -> float:
+    """The largest sum of an amount over the transforms that a single copy can meet.
+
+    Of `OneOf` it meets one, of `SomeOf` as many as its `n`; p does not matter.
+    """
+    total = 0.0
+    for index, (name, args) in enumerate(policy):
+        place = f"{key}.{index}"
+        if name not in _COMBINED:
+            total += amount(Part(place, name, args))
+            continue
+        each = [most_together([one], amount, place) for one in _inner(place, args)]
+        chosen = len(each) if name == "Sequential" else args.get("n", 1)
+        if name == "SomeOf" and args.get("replace", False):
+            each *= chosen
+        total += sum(sorted(each, reverse=True)[:chosen])
+    return total
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what albumentations says to programmers ("very slow", "already gray"); errors go through."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
 def without(policy: Policy, left_out: Set[str], key: str = POLICY_KEY) -> Policy:
     """The policy without the parts of those keys; a combined transform that loses all goes too."""
     return list(_kept(policy, left_out, key))
@@ -89,6 +118,7 @@ def build_part(part: Part) -> Any:
     return _built(part.key, part.name, part.args)
 
 
+@quiet()
 def build_policy(policy: Policy, key: str = POLICY_KEY) -> Any:
     """The policy as one of albumentations' pipelines; a WinnowError as by `validate_policy`."""
     return _library().Compose(
@@ -133,6 +163,7 @@ def _known(library: Any) -> list[str]:
     ] + list(_COMBINED)
 
 
+@quiet()
 def _built(key: str, name: str, args: Mapping[str, Any]) -> Any:
     """One transform, or a WinnowError that names its key."""
     library = _library()
@@ -192,6 +223,7 @@ def _inner(key: str, args: Mapping[str, Any]) -> Policy:
     return [(one["name"], one["args"]) for one in inner]
 
 
+@quiet()
 def _try(part: Part, image_shape: tuple[int, int, int]) -> None:
     """Apply a transform to an image of noise; it must keep shape and type."""
     probe = np.random.default_rng(0).integers(0, 256, image_shape, dtype=np.uint8)

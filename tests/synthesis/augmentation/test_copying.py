@@ -4,6 +4,7 @@ import pytest
 from stages.errors import WinnowError
 from stages.synthesis.augmentation import copying as augmentation
 from stages.synthesis.augmentation.copying import augment_copies, transformed
+from stages.synthesis.augmentation.transforms import validate_policy
 
 POLICY = [
     ("Affine", {"rotate": [-12, 12], "scale": [0.9, 1.1], "translate_percent": {"x": [-0.1, 0.1]}, "p": 1.0}),
@@ -97,3 +98,11 @@ def test_a_policy_that_does_not_fit_the_images_is_refused():
             [("RandomCrop", {"height": 8, "width": 8})],
             0,
         )
+
+
+def test_the_library_s_advice_to_programmers_is_not_passed_on(recwarn):
+    images, parents = noise(2), np.array([0, 1])
+    policy = [("ToGray", {"p": 1.0}), ("ShiftScaleRotate", {"p": 1.0})]
+    validate_policy(policy, (16, 16, 1))
+    transformed(images, parents, ["a", "b"], policy, 0, processes=1)
+    assert [str(warning.message) for warning in recwarn] == []

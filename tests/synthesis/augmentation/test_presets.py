@@ -66,6 +66,30 @@ def test_the_policy_of_the_digits():
         ("medical", "ElasticTransform", {}, ["outline of organs and lesions"]),
         ("medical", "CoarseDropout", {}, ["the only lesion may be covered"]),
         ("medical", "InvertImg", {}, ["brightness is a measurement"]),
+        ("digits", "CropAndPad", {"percent": -0.45}, ["cuts off up to 99%"]),
+        ("digits", "CropAndPad", {"px": [-3, 2]}, ["cuts off up to 61%"]),
+        ("digits", "CropAndPad", {"px": [0, [-6, 0], 0, 0]}, ["cuts off up to 38%"]),
+        ("digits", "RandomSizedCrop", {"min_max_height": [4, 5], "size": [16, 16]}, ["cuts off up to 94%"]),
+        (
+            "digits",
+            "RandomSizedBBoxSafeCrop",
+            {"height": 16, "width": 16, "erosion_rate": 0.5},
+            ["up to 75%"],
+        ),
+        ("textures", "RandomSizedCrop", {"min_max_height": [4, 16], "size": [16, 16]}, ["factor of up to 4"]),
+        ("digits", "Affine", {"translate_percent": [0.9, 0.9]}, ["cuts off up to 99%"]),
+        ("digits", "Affine", {"translate_px": {"x": [-8, 8]}}, ["cuts off up to 50%"]),
+        ("digits", "ShiftScaleRotate", {"shift_limit": 0.5, "rotate_limit": 0}, ["cuts off up to 75%"]),
+        ("digits", "GridDistortion", {"distort_limit": [-0.9, 0.9]}, ["moves parts", "up to 0.45"]),
+        ("digits", "ThinPlateSpline", {}, ["moves parts"]),
+        ("medical", "RandomBrightnessContrast", {"contrast_limit": [-2, -2]}, ["inverts or regroups"]),
+        ("medical", "RandomBrightnessContrast", {"brightness_limit": [-1, 0]}, ["brightness by up to 100%"]),
+        ("medical", "HEStain", {}, ["tissue and stain"]),
+        ("medical", "ChromaticAberration", {}, ["tissue and stain"]),
+        *[("medical", name, {}, ["inverts or regroups"]) for name in ("CLAHE", "AutoContrast", "Equalize")],
+        ("medical", "RandomGamma", {"gamma_limit": [5, 500]}, ["brightness by up to 47%"]),
+        ("medical", "RandomToneCurve", {"scale": 0.5}, ["brightness by up to 100%", "measurement"]),
+        ("medical", "PlasmaShadow", {}, ["brightness by up to 70%"]),
         ("textures", "GaussianBlur", {"sigma_limit": [2, 3]}, ["blurs over up to 9 pixels"]),
         ("textures", "Downscale", {}, ["blurs"]),
         ("textures", "GaussNoise", {}, ["adds noise of up to 44%"]),
@@ -88,6 +112,14 @@ def test_what_a_preset_must_not_do_is_named_with_the_reason(preset, transform, a
     [
         ("digits", "Affine", {"rotate": [-20, 20], "shear": [-10, 10], "scale": [0.8, 1.2]}),
         ("digits", "ElasticTransform", {"alpha": 10, "sigma": 4}),
+        ("digits", "Affine", {"translate_percent": [-0.1, 0.1]}),
+        ("digits", "CropAndPad", {"px": [[0, 2], 0, 0, 0]}),
+        ("digits", "CropAndPad", {"percent": [-0.05, 0.05]}),
+        ("digits", "GridDistortion", {"distort_limit": 0.3}),
+        ("medical", "RandomGamma", {}),
+        ("medical", "RandomToneCurve", {}),
+        ("medical", "RandomBrightnessContrast", {"contrast_limit": [-0.2, 0.2]}),
+        ("photos", "CLAHE", {}),
         ("photos", "HorizontalFlip", {}),
         ("photos", "HueSaturationValue", {}),
         ("photos", "RandomResizedCrop", {"size": [16, 16]}),
@@ -114,6 +146,38 @@ def test_nothing_hides_in_a_combination():
     outer = [{"name": "Sequential", "args": {"transforms": inner}}]
     with pytest.raises(WinnowError, match=r"policy\.0\.args\.transforms\.0\.args\.transforms\.1: Transpose"):
         refuse_unfit("digits", [("OneOf", {"transforms": outer})], 16)
+
+
+def turns(*degrees):
+    return [{"name": "Rotate", "args": {"limit": [-limit, limit], "p": 0.1}} for limit in degrees]
+
+
+@pytest.mark.parametrize(
+    ("policy", "degrees"),
+    [
+        ([("Rotate", {"limit": 15}), ("Affine", {"rotate": 15}), ("SafeRotate", {"limit": 15})], 45),
+        ([("Sequential", {"transforms": turns(12, 13)})], 25),
+        ([("OneOf", {"transforms": turns(5, 15)}), ("Rotate", {"limit": [10, 10]})], 25),
+        ([("SomeOf", {"n": 2, "transforms": turns(5, 15, 12)})], 27),
+        ([("SomeOf", {"n": 3, "replace": True, "transforms": turns(5, 7, 2)})], 21),
+    ],
+)
+def test_rotations_add_up(policy, degrees):
+    validate_policy(policy, (16, 16, 1))
+    with pytest.raises(WinnowError) as caught:
+        refuse_unfit("digits", policy, 16)
+    message = str(caught.value)
+    assert message.startswith(
+        f"augment.policy: the policy as a whole rotates by up to {degrees} degrees, which augment.preset = "
+    )
+    assert "beyond 20" in message
+    refuse_unfit("textures", policy, 16)
+
+
+def test_rotations_of_which_an_image_meets_one_do_not_add_up():
+    refuse_unfit("digits", [("OneOf", {"transforms": turns(15, 20, 18)})], 16)
+    refuse_unfit("digits", [("SomeOf", {"n": 1, "transforms": turns(15, 20)})], 16)
+    refuse_unfit("digits", [("Rotate", {"limit": 13.3}), ("Affine", {"rotate": 6.7})], 16)
 
 
 def test_which_policy_is_used():

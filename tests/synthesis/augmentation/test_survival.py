@@ -3,7 +3,7 @@ import pytest
 
 from stages.dataset import View
 from stages.errors import WinnowError
-from stages.synthesis.augmentation.survival import Survival, check_survival, unchecked, upper_bound
+from stages.synthesis.augmentation.survival import ALL, Survival, check_survival, unchecked, upper_bound
 
 FLIP, DIM = ("HorizontalFlip", {"p": 0.1}), ("RandomBrightnessContrast", {"p": 0.5})
 NUDGE = ("Affine", {"translate_px": [-1, 1], "p": 1.0})
@@ -76,7 +76,8 @@ def test_a_transform_that_destroys_its_class_is_named_and_left_out():
     assert verdict.share == table.loc["policy", "survival"] > 0.9
     (said,) = verdict.warnings
     assert "augment.policy.1: after HorizontalFlip" in said
-    assert "33%" in said
+    assert "recognises 33% of all classes that get copies together and 0% of class 'left'" in said
+    assert said.endswith("; left out: HorizontalFlip")
     assert verdict.notes == []
 
 
@@ -92,11 +93,32 @@ def test_it_can_warn_or_stop_instead():
     assert verdict.policy == [FLIP]
     assert verdict.table["decision"].tolist()[0] == "warned"
     assert "HorizontalFlip" in verdict.warnings[0]
+    assert verdict.warnings[0].endswith("; kept all the same")
     with pytest.raises(WinnowError, match=r"augment\.policy\.1: after HorizontalFlip"):
         check([NUDGE, FLIP], destroying="stop")
     with pytest.raises(WinnowError, match=r"augment\.preset\.photos\.0: after HorizontalFlip"):
         check([FLIP], destroying="stop", key="augment.preset.photos")
     assert check([NUDGE], destroying="stop").policy == [NUDGE]
+
+
+def test_the_class_that_fails_is_the_one_that_is_named():
+    # of all together nine in ten survive, of the wedges none
+    (said,) = check([FLIP], arrows((15, 15, 300))).warnings
+    assert "recognises 0% of class 'left', and augment.min_recognised" in said
+    assert "together" not in said
+
+
+def test_classes_without_copies_are_not_asked():
+    real, only = arrows((30, 30, 60)), np.array([False, False, True])
+    verdict = check([FLIP], real, copied=only)
+    assert (verdict.policy, verdict.warnings, verdict.notes) == ([FLIP], [], [])
+    row = verdict.table.iloc[0]
+    assert (row["tried"], row["survival"], row["worst_class"]) == (60, 1.0, "bar")
+    # two classes that are copied fail together, though most images of all classes survive
+    few = check([FLIP], arrows((9, 9, 300)), copied=~only)
+    assert few.policy == []
+    assert "0% of all classes that get copies together" in few.warnings[0]
+    assert check([FLIP], arrows((9, 9, 300))).policy == [FLIP]
 
 
 def test_only_classes_that_get_copies_condemn_by_themselves():
@@ -124,7 +146,10 @@ def test_what_only_destroys_together_loses_its_worst_part():
     assert len(both.policy) == 1
     assert sorted(both.table["decision"]) == ["kept", "kept", "left_out"]
     assert "after all of it" in both.warnings[0]
-    with pytest.raises(WinnowError, match=r"augment\.policy: after all of it"):
+    assert both.warnings[0].endswith("; left out: Affine")
+    with pytest.raises(
+        WinnowError, match=r"augment\.policy: after all of it.*worst by themselves: Affine \(\d+%\)"
+    ):
         check(moves, destroying="stop")
 
 
@@ -132,7 +157,11 @@ def test_too_few_images_condemn_nothing_and_it_says_so():
     verdict = check([FLIP], arrows((2, 2, 2)))
     assert verdict.policy == [FLIP]
     assert verdict.table["decision"].tolist() == ["kept", "kept"]
-    assert "too few to say" in verdict.notes[0]
+    (said,) = verdict.warnings
+    assert "could not be checked: of 6 images" in said
+    assert "too few to say" in said
+    with pytest.raises(WinnowError, match=r"too few to say; set augment\.min_recognised to 0"):
+        check([FLIP], arrows((2, 2, 2)), destroying="stop")
     verdict = check([DIM], arrows((4, 30, 30)))
     assert "left" in verdict.notes[0]
     assert "right" not in verdict.notes[0]
@@ -143,11 +172,11 @@ def test_nothing_recognised_is_no_verdict():
     judge = NearestMean(real)
     judge.held_out = lambda: np.eye(3, dtype=np.float32)[(real.labels + 1) % 3]
     verdict = check_survival(
-        real, [FLIP], judge, copied=np.ones(3, bool), min_recognised=0.8, destroying="stop", seed=0
+        real, [FLIP], judge, copied=np.ones(3, bool), min_recognised=0.8, destroying="warn", seed=0
     )
     assert verdict.policy == [FLIP]
     assert verdict.share is None
-    assert "too few to say" in verdict.notes[0]
+    assert "too few to say" in verdict.warnings[0]
 
 
 def test_neither_order_nor_repetition_changes_the_verdict():
@@ -163,12 +192,13 @@ def test_neither_order_nor_repetition_changes_the_verdict():
 
 def test_chance_does_not_condemn():
     rng = np.random.default_rng(0)
-    copied, condemned = np.ones(10, bool), 0
+    condemned = 0
     for _ in range(300):
         before = np.full(10, 15)
-        condemned += Survival(before, rng.binomial(before, 0.82)).destroys(0.8, copied)
+        condemned += bool(Survival(before, rng.binomial(before, 0.82)).destroyed(0.8))
     assert condemned <= 300 * 0.05
-    assert Survival(np.full(10, 15), np.full(10, 6)).destroys(0.8, copied)
+    assert ALL in Survival(np.full(10, 15), np.full(10, 6)).destroyed(0.8)
+    assert Survival(np.array([200, 20, 0]), np.array([200, 2, 0])).destroyed(0.8) == [1]
 
 
 def test_the_bound_is_the_exact_one():
@@ -178,8 +208,12 @@ def test_the_bound_is_the_exact_one():
     assert upper_bound(70, 100, 0.05) == pytest.approx(0.775, abs=0.003)
 
 
-def test_the_table_of_an_unchecked_policy_has_columns_and_no_rows(tmp_path):
+def test_the_table_of_an_unchecked_policy_has_columns_and_no_rows():
+    assert unchecked([DIM], destroying="stop").warnings == []  # nothing was to be checked
+    with pytest.raises(WinnowError, match=r"could not be checked: why; set augment\.min_recognised to 0"):
+        unchecked([DIM], "why", "stop")
     verdict = unchecked([DIM], "why")
-    assert (verdict.policy, verdict.notes, verdict.share) == ([DIM], ["why"], None)
+    assert verdict.warnings == ["whether labels survive could not be checked: why; every transform is kept"]
+    assert (verdict.policy, verdict.notes, verdict.share) == ([DIM], [], None)
     assert list(verdict.table.columns) == list(check([DIM]).table.columns)
     assert len(verdict.table) == 0
