@@ -53,7 +53,7 @@ def synthesize(
         For images that the chosen method cannot make, a class of `per_class` that there is not, or a GAN
         whose training failed.
     """
-    from stages.synthesis.gan.training import GANConfig
+    from stages.synthesis.gan.trainer import GANConfig, GANConfigError
     from stages.synthesis.gate.gate import GateConfig
 
     default = ClassTarget(section.to, section.max_factor)
@@ -64,22 +64,26 @@ def synthesize(
         targets = target_sizes(real.class_counts, default, real.classes, per_class)
     except WinnowError as error:
         raise WinnowError(f"synthesize.{error}") from error
-    return oversample(
-        real,
-        quotas(real.class_counts, default, real.classes, per_class),
-        targets,
-        Recipe(
-            method=section.method,
-            fallback=section.fallback,
-            min_real_per_class=section.min_real_per_class,
-            gan=GANConfig(**section.gan.model_dump()),
-            gate=GateConfig(**section.gate.model_dump()),
-        ),
-        beside=beside,
-        seed=seed,
-        device=device,  # type: ignore[arg-type]
-        keep_in=keep_in,
+    recipe = Recipe(
+        method=section.method,
+        fallback=section.fallback,
+        min_real_per_class=section.min_real_per_class,
+        gan=GANConfig(**section.gan.model_dump()),
+        gate=GateConfig(**section.gate.model_dump()),
     )
+    try:
+        return oversample(
+            real,
+            quotas(real.class_counts, default, real.classes, per_class),
+            targets,
+            recipe,
+            beside=beside,
+            seed=seed,
+            device=device,  # type: ignore[arg-type]
+            keep_in=keep_in,
+        )
+    except GANConfigError as error:
+        raise WinnowError(f"synthesize.gan.{error}") from error
 
 
 def read_beside(base: Dataset, ledger: pd.DataFrame, real: View, section: Section) -> Beside:
@@ -190,7 +194,8 @@ def _say(made: Synthetic) -> None:
         print(f"synthesize: GAN: {note}")
     for name, entry in made.quality.items():
         mark = "FALLBACK " if entry.decision == "fallback" else ""
-        print(f"synthesize: {name}: {mark}{entry.added} by {entry.method} ({entry.reason})")
+        gained = f"{mark}{entry.added} by {entry.method}" if entry.added else "nothing"
+        print(f"synthesize: {name}: {gained} ({entry.reason})")
 
 
 @stage("synthesize")
@@ -203,10 +208,11 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     made = synthesize(
         real, section, beside=beside, seed=params.seed, device=params.device, keep_in=CHECKPOINTS
     )
-    with dataset.new_folder(REPORT) as folder:
-        _write_report(folder, real, made, section)
-    with dataset.new_folder(dataset.SYNTHETIC) as folder:
-        dataset.write_dataset(folder, synthetic_delta(base, real, made, section.weight))
+    # One in the other: neither takes its place before both are written.
+    with dataset.new_folder(REPORT) as report:
+        _write_report(report, real, made, section)
+        with dataset.new_folder(dataset.SYNTHETIC) as folder:
+            dataset.write_dataset(folder, synthetic_delta(base, real, made, section.weight))
     shutil.rmtree(CHECKPOINTS, ignore_errors=True)
     _say(made)
     run.log_metrics(figures(made))

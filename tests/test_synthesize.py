@@ -1,3 +1,4 @@
+import errno
 import json
 from types import SimpleNamespace
 
@@ -133,7 +134,13 @@ def test_a_refused_gan_falls_back_out_loud_and_repeats(workspace, tiny_dataset, 
         "fallback": "random",
         "neighbors_in": "pixels",
     }
-    assert found["gan"] == {"trained_on": ["a", "b"], "steps": 4, "batch_size": 8, "notes": []}
+    assert found["gan"] == {
+        "trained_on": ["a", "b"],
+        "steps": 4,
+        "steps_asked": 4,
+        "batch_size": 8,
+        "notes": [],
+    }
     assert list(found["classes"]) == ["a", "b", "c"]
     entries = found["classes"]
     assert entries["a"]["decision"] == "not_needed"
@@ -160,7 +167,7 @@ def test_a_refused_gan_falls_back_out_loud_and_repeats(workspace, tiny_dataset, 
     assert table["sample_id"].is_unique
     history = pd.read_csv(synthesize.REPORT / "gan_history.csv")
     assert list(history.columns) == synthesize.HISTORY_COLUMNS
-    assert history["step"].tolist() == [4]
+    assert history["step"].tolist() == [1, 2, 3, 4]
     assert not synthesize.CHECKPOINTS.exists()
     synthesize.main([])
     assert contents(dataset.SYNTHETIC, synthesize.REPORT) == first
@@ -216,6 +223,71 @@ def test_a_killed_run_goes_on_from_its_checkpoint(workspace, tiny_dataset, open_
     assert contents(dataset.SYNTHETIC, synthesize.REPORT) == again
 
 
+@pytest.fixture
+def lost_after(monkeypatch):
+    """Makes the GAN's weights no numbers after so many steps."""
+    import torch
+
+    from stages.synthesis.gan.trainer import Trainer
+
+    step = Trainer.step
+
+    def lost(at):
+        def failing(self, *data):
+            step(self, *data)
+            if self.steps == at:
+                with torch.no_grad():
+                    next(self.generator.parameters()).fill_(float("nan"))
+
+        monkeypatch.setattr(Trainer, "step", failing)
+
+    return lost
+
+
+def test_a_gan_that_went_back_says_where_its_training_ended(
+    workspace, tiny_dataset, open_gate, lost_after, capsys
+):
+    write_inputs(tiny_dataset)
+    configure(workspace, gan={"steps": 20}, min_real_per_class=20)
+    lost_after(7)
+    synthesize.main([])
+    found = quality()
+    assert (found["gan"]["steps"], found["gan"]["steps_asked"]) == (6, 20)
+    assert "went back to step 6" in found["gan"]["notes"][0]
+    assert found["classes"]["b"]["snapshot"] == 6
+    history = pd.read_csv(synthesize.REPORT / "gan_history.csv")
+    assert history["step"].tolist() == [2, 4, 6]
+    assert np.isfinite(history.to_numpy()).all()
+    assert "synthesize: GAN: losses or weights were not numbers" in capsys.readouterr().out
+
+
+def test_a_gan_that_was_never_good_names_the_parameter(
+    workspace, tiny_dataset, open_gate, lost_after, capsys
+):
+    write_inputs(tiny_dataset)
+    configure(workspace, min_real_per_class=20)
+    lost_after(1)
+    assert error_line(capsys).startswith("synthesize: synthesize.gan.learning_rate = 0.0007: ")
+    assert not dataset.SYNTHETIC.exists()
+    assert not synthesize.REPORT.exists()
+
+
+def test_no_report_of_what_could_not_be_written(workspace, tiny_dataset, monkeypatch, capsys):
+    write_inputs(tiny_dataset)
+    configure(workspace, method="random")
+    synthesize.main([])
+    before = contents(dataset.SYNTHETIC, synthesize.REPORT)
+    configure(workspace, method="smote")
+    monkeypatch.setattr(dataset, "write_dataset", full_disk)
+    assert "data/synthetic cannot be written: No space left" in error_line(capsys)
+    assert contents(dataset.SYNTHETIC, synthesize.REPORT) == before
+    assert not list(synthesize.REPORT.parent.glob("*.partial"))
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_what_mlflow_is_told(workspace, tiny_dataset, open_gate, make_params):
     changes = {"device": "cpu", "synthesize.min_real_per_class": 20, "synthesize.per_class": {}}
     params = make_params(changes | {f"synthesize.gan.{key}": value for key, value in FAST.items()})
@@ -236,7 +308,7 @@ def test_what_mlflow_is_told(workspace, tiny_dataset, open_gate, make_params):
         "gate_kid_b___ 1": 0.4,
     }
     rows = synthesize.curves(made)
-    assert {row["epoch"] for row in rows if "gan_penalty" in row} == {4.0}
+    assert {row["epoch"] for row in rows if "gan_penalty" in row} == {1.0, 2.0, 3.0, 4.0}
     assert {row["epoch"] for row in rows if "gan_score" in row} == {3.0, 4.0}
     assert all("gan_step" not in row for row in rows)
 
@@ -289,7 +361,7 @@ def test_without_fallback_a_class_gains_nothing(workspace, tiny_dataset, capsys)
     synthesize.main([])
     assert len(dataset.read_dataset(dataset.SYNTHETIC).samples) == 0
     assert quality()["classes"]["c"]["decision"] == "fallback"
-    assert "synthesize: c: FALLBACK 0 by none (10 real images" in capsys.readouterr().out
+    assert "synthesize: c: nothing (10 real images" in capsys.readouterr().out
 
 
 def test_a_class_may_have_a_target_of_its_own(workspace, tiny_dataset):

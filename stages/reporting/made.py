@@ -133,7 +133,8 @@ def gan_line(synthesis: Mapping[str, Any], quality: Sequence[Mapping[str, Any]])
     trained_on = gan.get("trained_on") or []
     said = f"One GAN, trained on {len(trained_on)} {'class' if len(trained_on) == 1 else 'classes'}"
     if gan.get("steps"):
-        said += f" for {gan['steps']} steps"
+        asked = gan.get("steps_asked", gan["steps"])
+        said += f" for {gan['steps']} {'' if asked == gan['steps'] else f'of {asked} '}steps"
     if gan.get("batch_size"):
         said += f" of {gan['batch_size']} images"
     return said

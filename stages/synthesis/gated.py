@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.dataset import View, sample_seed
-from stages.synthesis.gate.class_quality import UNCHECKED, judge_class, nearness_figures
+from stages.synthesis.gate.class_quality import UNCHECKED, judge_class, nearness_figures, real_images
 from stages.synthesis.synthetic import Beside, GANRecord, Made, Recipe, Refused, Synthetic
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ def from_gan(
         if entry.requested and entry.real >= least:
             wanting.append(label)
         elif entry.requested:
-            entry.decide("none", "fallback", f"{entry.real} real images; the GAN is not tried under {least}")
+            reason = f"{real_images(entry.real)}; the GAN is not tried under {least}"
+            entry.decide("none", "fallback", reason)
     if not wanting:
         return []
     judge = train_judge(real, groups=beside.groups, seed=sample_seed(seed, "judge"), device=device)
@@ -150,7 +151,14 @@ def _train(
         for row in trained.scores
     ]
     record = GANRecord(
-        names, config.steps, trained.batch_size, list(trained.notes), trained.history, scores, progress
+        trained_on=names,
+        steps=max(trained.steps),
+        steps_asked=config.steps,
+        batch_size=trained.batch_size,
+        notes=list(trained.notes),
+        history=trained.history,
+        scores=scores,
+        progress=progress,
     )
     return trained, record
 

@@ -100,9 +100,8 @@ def _simply(
         notes = [*found.notes.get(int(label), [])]
         if entry.decision == "fallback":
             entry.decide(by, "fallback", "; ".join([entry.reason, *notes]))
-        elif by != method:
-            entry.decide(by, "fallback", "; ".join(notes))
         else:
+            # Not a fallback where another method stood in: nothing was refused.
             decision = "accepted" if len(rows) == entry.requested else "reduced"
             entry.decide(by, decision, "; ".join([_MADE_BY[by], *notes]))  # type: ignore[arg-type]
         parts.append(Made(int(label), found.images[rows], found.parents[rows], by))

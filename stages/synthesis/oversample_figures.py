@@ -46,5 +46,5 @@ def save_progress(folder: Path, gan: GANRecord) -> None:
     folder.mkdir()
     for step, samples in sorted(gan.progress.items()):
         lines = [Line(name, [images]) for name, images in zip(gan.trained_on, samples, strict=True)]
-        title = f"The generator after {step} of {gan.steps} steps"
+        title = f"The generator after {step} of {gan.steps_asked} steps"
         save_montage(folder / f"step_{step:06d}.png", title, lines, [samples.shape[1]], [""])

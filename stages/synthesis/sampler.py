@@ -73,8 +73,8 @@ class GANOverSampler(BaseOverSampler):  # type: ignore[misc]
     image_shape_ : tuple of three ints
         Height, width and channels.
     value_range_ : tuple of two floats
-        What black and white are in `X`: 0 and 255 for uint8, else the least and greatest value. Images
-        are made in 256 levels between them.
+        What black and white are in `X`: the least and the greatest value, whatever the type. Images are
+        made in 256 levels between them.
     n_features_in_ : int
         Height × width × channels.
 
@@ -140,6 +140,11 @@ class GANOverSampler(BaseOverSampler):  # type: ignore[misc]
         self.verbose = verbose
 
     def _check_X_y(self, X: Any, y: Any, accept_sparse: Any = None) -> Any:  # noqa: N802 (the library's name)
+        if getattr(X, "ndim", 2) > 2:
+            raise ValueError(
+                f"X has {X.ndim} dimensions: give it as X.reshape(len(X), -1), "
+                "with image_shape=(height, width, channels)"
+            )
         return super()._check_X_y(X, y, accept_sparse=False)
 
     def _fit_resample(
@@ -149,7 +154,7 @@ class GANOverSampler(BaseOverSampler):  # type: ignore[misc]
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self.classes_, indices = np.unique(y, return_inverse=True)
         wanted = {label: count for label, count in self.sampling_strategy_.items() if count > 0}
-        self.value_range_ = _value_range(X)
+        self.value_range_ = (float(X.min()), float(X.max()))
         self.gan_ = None
         if not wanted:
             return X, y
@@ -208,16 +213,9 @@ class GANOverSampler(BaseOverSampler):  # type: ignore[misc]
         return tags
 
 
-def _value_range(X: NDArray[Any]) -> tuple[float, float]:
-    if X.dtype == np.uint8:
-        return 0.0, 255.0
-    low, high = float(X.min()), float(X.max())
-    return low, high if high > low else low + 1.0
-
-
 def _to_pixels(X: NDArray[Any], value_range: tuple[float, float]) -> NDArray[np.uint8]:
     low, high = value_range
-    return ((X.astype(np.float64) - low) / (high - low) * 255).round().astype(np.uint8)
+    return ((X.astype(np.float64) - low) / ((high - low) or 1.0) * 255).round().astype(np.uint8)
 
 
 def _from_pixels(

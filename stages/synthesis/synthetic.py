@@ -77,7 +77,7 @@ class GANRecord:
     Attributes
     ----------
     trained_on : names of its classes
-    steps, batch_size : as it ended
+    steps, batch_size : as it ended; fewer steps than `steps_asked` where it went back to a good state
     notes : what happened on the way, each one sentence
     history : rows of losses
     scores : a row a snapshot and class: `step`, `class` (its name), `score`, `chosen`
@@ -86,6 +86,7 @@ class GANRecord:
 
     trained_on: list[str]
     steps: int
+    steps_asked: int
     batch_size: int
     notes: list[str] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
@@ -94,7 +95,8 @@ class GANRecord:
 
     def to_json(self) -> dict[str, Any]:
         """The value of `gan` in `quality.json`."""
-        return {name: getattr(self, name) for name in ("trained_on", "steps", "batch_size", "notes")}
+        names = ("trained_on", "steps", "steps_asked", "batch_size", "notes")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass

@@ -98,6 +98,11 @@ def test_classes_that_needed_nothing_are_only_counted():
             3,
             "One GAN, trained on 1 class for 8 steps of 4 images",
         ),
+        (
+            {"method": "gan", "gan": {"trained_on": ["a"], "steps": 4, "steps_asked": 40, "batch_size": 4}},
+            3,
+            "One GAN, trained on 1 class for 4 of 40 steps of 4 images",
+        ),
         ({}, 0, ""),
     ],
 )

@@ -123,15 +123,21 @@ def test_random_copies_bring_every_class_up(no_training):
     assert made.gan is None
 
 
-def test_a_class_of_one_image_falls_back_and_says_so(no_training):
+def test_a_class_of_one_image_gets_copies_and_says_so(no_training):
     made = make(view([9, 6, 1]), "smote")
     assert decisions(made) == {
         "class 0": ("none", "not_needed", 0),
         "class 1": ("smote", "accepted", 3),
-        "class 2": ("random", "fallback", 5),
+        "class 2": ("random", "accepted", 5),
     }
     assert "single image" in made.quality["class 2"].reason
     assert made.methods == ["smote"] * 3 + ["random"] * 5
+
+
+def test_a_method_that_stands_in_for_one_that_was_chosen_is_no_fallback(no_training):
+    made = make(view([40, 12]), "adasyn")  # classes far apart: nothing for ADASYN
+    assert decisions(made)["class 1"] == ("smote", "accepted", 28)
+    assert "so SMOTE" in made.quality["class 1"].reason
 
 
 def test_none_makes_nothing(no_training):
@@ -192,6 +198,7 @@ def test_only_classes_with_enough_images_come_from_the_gan(gate, tmp_path):
     assert made.gan.to_json() == {
         "trained_on": ["class 0", "class 1"],
         "steps": 2,
+        "steps_asked": 2,
         "batch_size": 8,
         "notes": [],
     }
@@ -220,6 +227,11 @@ def test_no_gan_is_trained_where_no_class_is_eligible(no_training):
     made = make(view([9, 4]), "gan", min_real=10)
     assert decisions(made)["class 1"] == ("random", "fallback", 5)
     assert made.gan is None
+
+
+def test_a_single_real_image_is_one_image_in_words(no_training):
+    made = make(view([9, 1]), "gan", min_real=10)
+    assert made.quality["class 1"].reason.startswith("1 real image; the GAN is not tried under 10")
 
 
 def test_no_gan_is_trained_where_the_eligible_classes_need_nothing(no_training):

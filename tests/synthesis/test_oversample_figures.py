@@ -60,7 +60,7 @@ def test_refused_ones_stand_by_class_and_check(tmp_path, real):
 
 def test_progress_is_a_picture_a_step(tmp_path, real):
     samples = {5: np.stack([block(4, 61), block(4, 131)]), 1000: np.stack([block(4, 62), block(4, 132)])}
-    record = GANRecord(real.classes, 1000, 8, progress=samples)
+    record = GANRecord(real.classes, 1000, 1000, 8, progress=samples)
     save_progress(tmp_path / "progress", record)
     assert sorted(path.name for path in (tmp_path / "progress").iterdir()) == [
         "step_000005.png",

@@ -182,6 +182,33 @@ def test_constant_images(value):
     X_new, _ = sampler().fit_resample(X, y)
     assert np.isfinite(X_new).all()
     assert np.array_equal(X_new[:9], X)
+    assert (X_new == value).all()
+
+
+def test_integers_of_few_values_come_back_as_such():
+    X, y = data()
+    X = (X // 16).astype(np.uint8)  # as scikit-learn's digits have them, 0 to 16
+    fitted = sampler()
+    X_new, _ = fitted.fit_resample(X, y)
+    assert fitted.value_range_ == (0.0, float(X.max()))
+    assert X_new.dtype == np.uint8
+    assert X_new.max() <= X.max()
+
+
+@pytest.mark.parametrize("shape", [(-1, 8, 8), (-1, 8, 8, 1)])
+def test_images_that_are_not_flat_get_a_hint(shape):
+    X, y = data()
+    with pytest.raises(
+        ValueError, match=rf"X has {len(shape)} dimensions: give it as X.reshape\(len\(X\), -1\)"
+    ):
+        sampler().fit_resample(X.reshape(shape), y)
+
+
+def test_the_generator_is_told_in_a_line():
+    fitted = sampler(steps=4)
+    fitted.fit_resample(*data())
+    assert "image_shape=(8, 8, 1)" in repr(fitted.gan_)
+    assert len(repr(fitted.gan_)) < 300
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from stages.errors import WinnowError
 from stages.learning.loop import computes_in_bf16
 from stages.synthesis.gan.diff_augment import diff_augment
 from stages.synthesis.gan.networks import Discriminator, Generator
@@ -57,6 +58,13 @@ class GANConfig:
     def group(self) -> int:
         """Images of one class that stand together in a batch."""
         return min(_GROUP, self.batch_size)
+
+
+class GANConfigError(WinnowError):
+    """A training that failed and that another value may put right.
+
+    The message begins with the name of that value in `GANConfig`, so that a caller can say where it stands.
+    """
 
 
 class Trainer:

@@ -40,10 +40,10 @@ from stages.synthesis.gan.snapshots import (
     snapshot_steps,
 )
 from stages.synthesis.gan.trainer import GANConfig as GANConfig  # noqa: PLC0414 (part of this module)
-from stages.synthesis.gan.trainer import Trainer, is_out_of_memory
+from stages.synthesis.gan.trainer import GANConfigError, Trainer, is_out_of_memory
 
 _GENERATE_BATCH = 256
-_CHECK_EVERY = 25  # steps between two rows of the history, each with a look whether all is numbers
+_CHECK_EVERY = 25  # steps after which to look whether all is numbers; besides those of samples and snapshots
 _SAMPLES = 8  # of each class
 _KEEP_SHARE = 0.02  # of the time may go into checkpoints
 _SCORE_SEED = 0
@@ -66,22 +66,23 @@ class TrainedGAN:
     chosen : int64, K; the step of the snapshot that generates each class
     scores : a row a snapshot and class that validation could judge: `step`, `class`, `score` (less is
         better)
-    history : a row every few steps: `step`, `generator_loss`, `discriminator_loss`, `penalty`
+    history : a row every few steps, up to the last snapshot: `step`, `generator_loss`,
+        `discriminator_loss`, `penalty`
     notes : a sentence each for what did not go as ordered: a batch that was halved, a training that
         stopped
     batch_size : images a step, as it ended
     """
 
-    generator: Generator
-    states: list[Weights]
+    generator: Generator = field(repr=False)
+    states: list[Weights] = field(repr=False)
     image_shape: tuple[int, int, int]
     classes: int
     latent_dim: int
     steps: list[int]
     chosen: NDArray[np.int64]
     batch_size: int
-    scores: list[dict[str, float]] = field(default_factory=list)
-    history: list[dict[str, float]] = field(default_factory=list)
+    scores: list[dict[str, float]] = field(default_factory=list, repr=False)
+    history: list[dict[str, float]] = field(default_factory=list, repr=False)
     notes: list[str] = field(default_factory=list)
 
     def generate(self, labels: NDArray[np.int64], *, seed: int) -> NDArray[np.uint8]:
@@ -142,8 +143,9 @@ def train_gan(
     Raises
     ------
     WinnowError
-        For images of a size that the networks do not have, where the losses are no longer numbers
-        before there is any state to go back to, and where there is no memory for the smallest batch.
+        For images of a size that the networks do not have. A `GANConfigError` where the losses are no
+        longer numbers before there is any state to go back to, and where there is no memory for the
+        smallest batch.
     """
     shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
     check_image_shape(shape)
@@ -218,13 +220,11 @@ class _Run:
                 self._step(pixels, on_device, members)
                 bar.update()
                 done = trainer.steps
-                due = done % _CHECK_EVERY == 0 or done == steps
-                if due or done in self.sample_steps:
+                if done % _CHECK_EVERY == 0 or done in self.sample_steps:
                     if not trainer.is_finite():
                         self._go_back()
                         return
-                    if due:
-                        self._add_row(bar)
+                    self._add_row(bar)
                     self._take_stock()
         self._keep(last=True)
 
@@ -258,9 +258,10 @@ class _Run:
             # Outside of `except`: the error holds on to the step's tensors.
             before = self.trainer.batch_size
             if not self.trainer.halve_batch():
-                raise WinnowError(
-                    f"memory is too small for the GAN even with {before} images a step: lower its width "
-                    f"({self.trainer.config.width}) or the image size"
+                width = self.trainer.config.width
+                raise GANConfigError(
+                    f"width = {width}: memory is too small for the GAN even with {before} images a step; "
+                    "lower it or the image size"
                 )
             self._note(
                 f"memory was too small for {before} images a step: from step {self.trainer.steps + 1} on it "
@@ -305,8 +306,8 @@ class _Run:
     def _go_back(self) -> None:
         step, rate = self.trainer.steps, self.trainer.config.learning_rate
         if self.record.good is None:
-            raise WinnowError(
-                f"the GAN's losses are not numbers after step {step}: lower its learning_rate ({rate:g})"
+            raise GANConfigError(
+                f"learning_rate = {rate:g}: the GAN's losses are not numbers after step {step}; lower it"
             )
         good, weights = self.record.good
         self.record.snapshots[good] = weights

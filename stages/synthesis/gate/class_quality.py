@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.synthesis.gate.quality import nearest_neighbours
+from stages.synthesis.distances import nearest_neighbours
 from stages.synthesis.interpolation import SimpleMethod
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class ClassQuality:
     added : images in the delta
     method : what made the images that were added
     decision : `accepted`; `reduced`, where fewer came out than were asked for; `fallback` to a simpler
-        sampler, or to none; `not_needed`; or `off`
+        sampler, or to none, where the GAN was not tried or refused; `not_needed`; or `off`
     reason : the decision in words
     snapshot : step of the GAN's state that generated the candidates; None without any
     measures : the gate's of the class: `value`, `real` (the same of held-out real images, or None),
@@ -89,8 +90,13 @@ def why_none(quality: ClassQuality) -> str:
     if quality.real == 0:
         return "no real images: nothing to make any from"
     if quality.real >= quality.target:
-        return f"{quality.real} real images of a target of {quality.target}"
+        return f"{real_images(quality.real)} of a target of {quality.target}"
     return "max_factor leaves no room for any"
+
+
+def real_images(count: int) -> str:
+    """`1 real image`, `9 real images`."""
+    return f"{count} real image{'' if count == 1 else 's'}"
 
 
 def judge_class(quality: ClassQuality, verdict: Verdict, min_accepted: float) -> bool:
@@ -113,11 +119,12 @@ def judge_class(quality: ClassQuality, verdict: Verdict, min_accepted: float) ->
         for name, measure in verdict.measures.items()
     }
     found = f"{quality.accepted} of {quality.candidates} candidates passed every check"
+    needed = max(1, math.ceil(min_accepted * quality.candidates))
     if verdict.failed:
         words = "; ".join(_failure(quality, name) for name in verdict.failed[:2])
         quality.decide("none", "fallback", f"{words} ({found})")
-    elif quality.accepted == 0 or quality.accepted < min_accepted * quality.candidates:
-        quality.decide("none", "fallback", f"{found}, {_percent(min_accepted)} must: {_main_fault(quality)}")
+    elif quality.accepted < needed:
+        quality.decide("none", "fallback", f"{found}, {needed} must: {_main_fault(quality)}")
     elif not any(name in verdict.measures for name in _OF_THE_LABEL):
         quality.decide("none", "fallback", f"{UNCHECKED} ({found})")
     elif quality.accepted < quality.requested:

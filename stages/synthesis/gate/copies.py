@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from stages.reading.perceptual import SIDE, perceptual_hashes
 from stages.samples.near import RADIUS, near_pairs
-from stages.synthesis.gate.quality import nearest_neighbours
+from stages.synthesis.distances import nearest_neighbours
 
 SAME = 0.1  # of the median distance: nearer is a copy whatever is usual
 SIMILARITY = 0.85  # as in ingestion's search for near-duplicates
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _SMALL = 8  # pixels a side at which pictures are compared
 _CHUNK = 256
+_TURNS = (-10, -5, 5, 10)  # degrees
 
 Floats = NDArray[np.float64]
 Pixels = NDArray[Any]
@@ -30,6 +31,18 @@ Pixels = NDArray[Any]
 def mirrored(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Left and right exchanged, N×H×W×C: a mirrored copy gives away as much as a plain one."""
     return np.ascontiguousarray(images[:, :, ::-1])
+
+
+def poses(images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """The images as they are, mirrored, and turned by 5 and 10 degrees either way; N×H×W×C each.
+
+    At the border what is there is repeated: where a turned picture got black corners, it would be the
+    corners that count.
+    """
+    from scipy.ndimage import rotate
+
+    turned = [rotate(images, by, axes=(2, 1), reshape=False, order=1, mode="nearest") for by in _TURNS]
+    return [images, mirrored(images), *turned]
 
 
 class Usual:
@@ -67,8 +80,8 @@ def distance_to(
 
     Parameters
     ----------
-    points : appearances of the same N images: as they are, mirrored
-    pool : without one the nearest other image; a mirror image of oneself is not another
+    points : appearances of the same N images: as they are, and in other poses
+    pool : without one the nearest other image; oneself in another pose is not another
     groups : without a pool, int64 N: images of one group are not others; two groups at least
     """
     if pool is not None:

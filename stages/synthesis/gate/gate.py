@@ -8,7 +8,7 @@ alone the candidates are measured there. So limits need no units, and unseen rea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.dataset import View
+from stages.synthesis.distances import nearest_neighbours
 from stages.synthesis.gate.copies import (
     SAME,
     Floats,
@@ -25,8 +26,8 @@ from stages.synthesis.gate.copies import (
     distance_to,
     distance_to_earlier,
     liker_than_real,
-    mirrored,
     outline,
+    poses,
     shape,
     spectrum,
 )
@@ -36,7 +37,6 @@ from stages.synthesis.gate.quality import (
     effective_number,
     expected_coverage,
     kernel_distance,
-    nearest_neighbours,
 )
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ class Gate:
     ) -> tuple[tuple[NDArray[np.bool_], float], NDArray[np.bool_]]:
         """Copies of real images, the share of those that would be called so, and copies of one another."""
         images = self.real.images[own]
-        spaces = [(_both(form, images), _both(form, made)) for form in _FORMS]
+        spaces = list(zip(_in_poses(images), _in_poses(made), strict=True))
         groups = self._groups[own] if len(np.unique(self._groups[own])) > 1 else None
         usual = Usual([distance_to(old, groups=groups) for old, _ in spaces], self.config.copy_quantile)
         score = usual.score([distance_to(new, old[0]) for old, new in spaces])
@@ -266,11 +266,12 @@ class Gate:
         if self._is_train.all():
             return np.zeros(len(made), bool), None
         images = self.real.images[own]
-        spaces = list(zip(_FORMS, self._held_out, strict=True))
-        usual = Usual(
-            [distance_to(_both(form, images), pool) for form, pool in spaces], self.config.copy_quantile
+        among, across = (
+            [distance_to(points, pool) for points, pool in zip(_in_poses(each), self._held_out, strict=True)]
+            for each in (images, made)
         )
-        score = usual.score([distance_to(_both(form, made), pool) for form, pool in spaces])
+        usual = Usual(among, self.config.copy_quantile)
+        score = usual.score(across)
         return self._with_alike(score, usual, made, own, ~self._is_train)
 
     def _with_alike(
@@ -375,9 +376,10 @@ class Gate:
         return [part for part in parts if len(part) >= FEWEST]
 
 
-def _both(form: Callable[[NDArray[np.uint8]], Pixels], images: NDArray[np.uint8]) -> list[Pixels]:
-    """A form of images as they are, and mirrored."""
-    return [form(images), form(mirrored(images))]
+def _in_poses(images: NDArray[np.uint8]) -> list[list[Pixels]]:
+    """The images in each pose, in each of the forms in which copies are looked for."""
+    found = poses(images)
+    return [[form(pose) for pose in found] for form in _FORMS]
 
 
 def _far(among: Floats, distance: Floats) -> NDArray[np.bool_]:

@@ -11,7 +11,7 @@ import torch
 from stages.errors import WinnowError
 from stages.synthesis.gan import training as module
 from stages.synthesis.gan.networks import supports
-from stages.synthesis.gan.trainer import Trainer
+from stages.synthesis.gan.trainer import GANConfigError, Trainer
 from stages.synthesis.gan.training import GANConfig, TrainedGAN, train_gan
 
 
@@ -79,7 +79,7 @@ def test_it_learns_what_tells_the_classes_apart():
     for label in (0, 1):
         top = trained.generate(np.full(32, label), seed=0)[:, :4].mean()
         assert (top > 128) == (label == 1)
-    assert [row["step"] for row in trained.history] == [25, 50, 75, 100, 125, 150]
+    assert {25, 50, 75, 100, 125, 150} <= {row["step"] for row in trained.history}
 
 
 @pytest.mark.parametrize("batch_size", [2, 9, 100])
@@ -89,7 +89,7 @@ def test_odd_batch_sizes_and_a_single_class(batch_size):
 
 
 def test_losses_that_are_no_numbers_end_in_one_line():
-    with pytest.raises(WinnowError, match="lower its learning_rate"):
+    with pytest.raises(GANConfigError, match=r"^learning_rate = 1e\+12: .* not numbers .*; lower it"):
         train(*data(), steps=60, learning_rate=1e12)
 
 
@@ -265,7 +265,8 @@ def test_not_a_number_stops_and_goes_back_to_the_last_good_state(monkeypatch, ca
     trained = train(*data(), steps=100)
     assert trained.steps == steps
     assert trained.chosen.tolist() == [steps[-1]] * 2
-    assert [row["step"] for row in trained.history] == [25, 50, 75][: 1 if at == 47 else 3]
+    assert trained.history[-1]["step"] == steps[-1]  # all that was found to be numbers
+    assert all(np.isfinite(list(row.values())).all() for row in trained.history)
     (note,) = trained.notes
     assert "not numbers" in note
     assert f"went back to step {steps[-1]}" in note
@@ -294,7 +295,7 @@ def test_too_little_memory_halves_the_batch_and_says_so(monkeypatch, capsys, err
 
 def test_too_little_memory_for_the_smallest_batch_is_an_error(monkeypatch):
     fail(monkeypatch, 3, MemoryError())
-    with pytest.raises(WinnowError, match="even with 8 images a step: lower its width"):
+    with pytest.raises(GANConfigError, match=r"^width = 8: .* even with 8 images a step; lower it"):
         train(*data(), batch_size=8)
 
 

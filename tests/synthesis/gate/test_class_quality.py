@@ -36,7 +36,7 @@ def judged(found, requested=10, min_accepted=0.3):
     [
         (verdict(40, 20), "accepted", "20 of 40 candidates passed every check"),
         (verdict(40, 12), "accepted", "12 of 40"),
-        (verdict(40, 11, agreement=29), "fallback", "30 % must: 29 of 40 are not recognised as the class"),
+        (verdict(40, 11, agreement=29), "fallback", "12 must: 29 of 40 are not recognised as the class"),
         (verdict(40, 2, copy_of_train=38), "fallback", "38 of 40 are near-copies of training images"),
         (verdict(40, 2, copy_of_held_out=38, stray=1), "fallback", "validation or test images"),
         (verdict(40, 2, stray=38, agreement=20), "fallback", "38 of 40 are unlike any real image"),
@@ -65,6 +65,7 @@ def test_nothing_accepted_is_a_fallback_however_low_the_bar():
     kept, quality = judged(verdict(40, 0, agreement=40), min_accepted=0.0)
     assert not kept
     assert quality.decision == "fallback"
+    assert "0 of 40 candidates passed every check, 1 must: 40 of 40 are" in quality.reason
 
 
 @pytest.mark.parametrize("name", ["agreement", "kid"])
@@ -110,6 +111,7 @@ def test_a_class_that_fails_as_a_whole_is_refused_with_the_figure(name, figures,
 def test_why_a_class_gains_nothing():
     assert "no real images" in why_none(ClassQuality(real=0, target=9, requested=0))
     assert why_none(ClassQuality(real=9, target=9, requested=0)) == "9 real images of a target of 9"
+    assert why_none(ClassQuality(real=1, target=1, requested=0)) == "1 real image of a target of 1"
     assert "max_factor" in why_none(ClassQuality(real=3, target=9, requested=0))
 
 

@@ -10,6 +10,7 @@ from stages.synthesis.gate.copies import (
     liker_than_real,
     mirrored,
     outline,
+    poses,
     shape,
 )
 
@@ -41,6 +42,17 @@ def test_mirrored_images_are_near_but_nobody_is_near_to_himself():
     assert (distance_to(forms) > 0.5).all()
     twins = np.concatenate([images, mirrored(images[:1])])
     assert np.flatnonzero(distance_to([shape(twins), shape(mirrored(twins))]) < 1e-5).tolist() == [0, 6]
+
+
+def test_poses_are_turned_either_way_and_keep_size_and_type():
+    images = np.zeros((3, 17, 33, 2), np.uint8)
+    images[:, :, 16] = 200  # a line from top to bottom
+    found = poses(images)
+    assert len(found) == 6
+    assert all((one.shape, one.dtype) == (images.shape, np.uint8) for one in found)
+    tops = [int(one[0, 0, :, 0].argmax()) for one in found]
+    assert sorted(tops) == [15, 15, 16, 16, 17, 17]
+    assert (poses(np.full((1, 8, 8, 1), 90, np.uint8))[2] == 90).all()  # no black corners
 
 
 def test_only_earlier_images_are_repeated():

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import rotate
 from sklearn.datasets import load_digits
 
 from stages.dataset import View
@@ -68,6 +69,10 @@ def _jittered(images, sigma=6.0):
     return np.clip(images + noise, 0, 255).round().astype(np.uint8)
 
 
+def _turned(images, degrees):
+    return rotate(images, degrees, axes=(1, 2), reshape=False, order=3, mode="nearest")
+
+
 CHANGES = {
     "as they are": lambda images: images,
     "brightened": lambda images: np.clip(images * 1.15, 0, 255).astype(np.uint8),
@@ -75,6 +80,8 @@ CHANGES = {
     "noised": _jittered,
     "moved by a pixel": lambda images: np.roll(images, (1, -1), (1, 2)),
     "mirrored": lambda images: images[:, :, ::-1],
+    "turned by 4 degrees": lambda images: _turned(images, 4),
+    "turned by 8 degrees": lambda images: _turned(images, -8),
 }
 
 
