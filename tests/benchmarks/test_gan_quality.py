@@ -90,7 +90,8 @@ def test_the_nearest_other_class_is_the_nearest_by_kid():
 
 
 def test_runs_once_and_tells_the_same_again(tmp_path, monkeypatch, capsys):
-    from stages.synthesis import gan, judge
+    from stages.synthesis import judge
+    from stages.synthesis.gan import training as gan
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(judge, "_STEPS", (2, 4))
