@@ -85,7 +85,7 @@ class Settings:
 
 
 DEFAULTS = {
-    "cifar10": Settings("cifar10", 500, 1000, 500, 1000, 32, 32, 0.0007),
+    "cifar10": Settings("cifar10", 500, 300, 500, 1000, 32, 32, 0.0007),
     "digits": Settings("digits", 70, 34, 35, 800, 32, 16, 0.0007),
 }
 

@@ -130,10 +130,12 @@ def test_the_chosen_loss_is_that_of_train_and_not_of_the_baseline(
         names = ("train", "baseline")
         return {name: (workspace / "models" / name / "model.safetensors").read_bytes() for name in names}
 
-    plain = models()
-    params = make_params(TINY | {"train.loss": "balanced_softmax"})
-    monkeypatch.setattr("stages.runtime.load_params", lambda: params)
-    balanced = models()
+    def models_with(loss: str) -> dict[str, bytes]:
+        params = make_params(TINY | {"train.loss": loss})
+        monkeypatch.setattr("stages.runtime.load_params", lambda: params)
+        return models()
+
+    plain, balanced = models_with("cross_entropy"), models_with("balanced_softmax")
     assert balanced["train"] != plain["train"]
     assert balanced["baseline"] == plain["baseline"]
 
