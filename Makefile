@@ -63,6 +63,8 @@ bench: install ## The measurements of benchmarks/
 	python -m benchmarks.near_duplicates
 	python -m benchmarks.noise_rules
 	python -m benchmarks.noise_overhead
+	python -m benchmarks.gan_speed
+	python -m benchmarks.gan_quality
 	python -m benchmarks.demo_seeds
 
 clean: ## Remove what the stages wrote (DVC's cache and MLflow's records stay)
