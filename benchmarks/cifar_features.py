@@ -19,8 +19,11 @@ from PIL import Image
 
 from benchmarks.planting import Arrays, Floats, Labels, kept
 from stages.dataset import View
-from stages.learning.loop import Recipe, fit, pixel_statistics, predict, steps_per_epoch
+from stages.learning.loading.statistics import pixel_statistics
+from stages.learning.loop import fit
 from stages.learning.models import ModelSpec, build_model
+from stages.learning.prediction import predict
+from stages.learning.recipe import Recipe, steps_per_epoch
 
 PEOPLE = ("aggregate", "random1", "random2", "random3", "worst")  # CIFAR-10N's sets of human labels
 _TRAINED_ON = range(1500)  # numbers of the files of each class

@@ -35,7 +35,7 @@ from stages.params import PARAMS_FILE, load_params
 from stages.runtime import clean_exit
 
 if TYPE_CHECKING:
-    from stages.learning.loop import Device
+    from stages.learning.names import Device
 
 RESULTS = ROOT / ".winnow/bench/long_tail.jsonl"
 _GANS = ROOT / ".winnow/bench/long_tail"
@@ -51,7 +51,7 @@ class Settings:
     ----------
     largest, ratio : training images of the largest class, and of how many times fewer of the smallest
     steps, batch_size, learning_rate, label_smoothing : of every arm's training
-    model : one of `stages.learning.models.ARCHITECTURES`
+    model : a name of `stages.learning.networks`
     development : scored on images of the training set: to choose settings by
     device : bf16 and fp32 give other figures, and other devices other roundings
     """
@@ -159,8 +159,11 @@ def run(plan: Plan, arm: str, seed: int) -> Row:
     """One result: the long tail of the seed, treated by the arm, trained on and scored."""
     import torch
 
-    from stages.learning.loop import Recipe, fit, pixel_statistics, predict
+    from stages.learning.loading.statistics import pixel_statistics
+    from stages.learning.loop import fit
     from stages.learning.models import ModelSpec, build_model
+    from stages.learning.prediction import predict
+    from stages.learning.recipe import Recipe
 
     torch.set_num_threads(1)
     start = time.perf_counter()

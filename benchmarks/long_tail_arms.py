@@ -16,7 +16,7 @@ from stages.learning.weighting import class_weighted
 from stages.synthesis.targets import ClassTarget, quotas, target_sizes
 
 if TYPE_CHECKING:
-    from stages.learning.loop import Device
+    from stages.learning.names import Device
     from stages.synthesis.gan.training import GANConfig
     from stages.synthesis.synthetic import Synthetic
 

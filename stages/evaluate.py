@@ -99,7 +99,7 @@ def predict_all(test: View, device: Any) -> dict[str, Probabilities]:
     WinnowError
         Where a model is not there, or was made for other images or classes than the test split's.
     """
-    from stages.learning.loop import predict
+    from stages.learning.prediction import predict
     from stages.learning.store import load_model
 
     probabilities: dict[str, Probabilities] = {}

@@ -19,10 +19,12 @@ from stages.dataset import (
     split_view,
     write_json,
 )
-from stages.learning.loop import Fit, Recipe, fit, history_rows, pixel_statistics, steps_per_epoch
+from stages.learning.loading.statistics import pixel_statistics
+from stages.learning.loop import Fit, fit, history_rows
 from stages.learning.models import Classifier, ModelSpec
+from stages.learning.recipe import Recipe, steps_per_epoch
 from stages.learning.store import save_model
-from stages.learning.transfer import backbone_from, pretrained_from_torchvision
+from stages.learning.transfer.sources import backbone_from, pretrained_from_torchvision
 from stages.params import Params
 from stages.runtime import stage
 from stages.tracking import StageRun

@@ -7,6 +7,7 @@ import argparse
 import numpy as np
 import pandas as pd
 
+from stages.choices import model_spec, training_recipe
 from stages.dataset import (
     AUGMENTED,
     INGESTED,
@@ -22,10 +23,11 @@ from stages.dataset import (
     write_json,
 )
 from stages.dataset import SYNTHETIC as SYNTHETIC_DELTA
-from stages.learning.loop import Device, Fit, Recipe, fit, pixel_statistics, steps_per_epoch
-from stages.learning.models import ModelSpec, build_model
+from stages.learning.loop import Fit, fit
+from stages.learning.models import build_model
+from stages.learning.recipe import steps_per_epoch
 from stages.learning.store import save_model
-from stages.learning.weighting import cap_made, class_weighted
+from stages.learning.weighting import cap_made
 from stages.params import Params
 from stages.params import Train as TrainParams
 from stages.runtime import stage
@@ -57,13 +59,12 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
         name, data, val = "baseline", split_view(base, "train"), split_view(base, "val")
         # As many steps as the treated model gets altogether: treatments may not win by longer training.
         epochs += params.finetune.head_epochs + params.finetune.epochs
-        choices = choices.model_copy(update={"loss": "cross_entropy"})  # balancing is a treatment too
+        choices = _plain(choices)
     else:
         ledger = read_ledger()
         name, val = "train", split_view(base, "val", ledger)
         data, scaled = _treated(base, ledger, choices)
-        data = class_weighted(data, choices.class_weighting)
-    result = train(data, val, base, choices, epochs=epochs, seed=params.seed, device=params.device, name=name)
+    result = train(data, val, base, choices, params, epochs=epochs, name=name)
     summary: dict[str, object] = {
         "images": len(data),
         "images_by_class": dict(zip(base.classes, data.class_counts.tolist(), strict=True)),
@@ -95,30 +96,15 @@ def train(
     val: View,
     base: Dataset,
     choices: TrainParams,
+    params: Params,
     *,
     epochs: int,
-    seed: int,
-    device: Device,
     name: str,
 ) -> Fit:
     """Train a fresh model on `data`, with `val` choosing the epoch that is kept."""
-    mean, std = pixel_statistics(data.images)
-    spec = ModelSpec(choices.model, base.classes, base.image_shape, mean, std)
-    recipe = Recipe(
-        epochs=epochs,
-        steps_per_epoch=_epoch(base, choices),
-        batch_size=choices.batch_size,
-        learning_rate=choices.learning_rate,
-        weight_decay=choices.weight_decay,
-        label_smoothing=choices.label_smoothing,
-        loss=choices.loss,
-        shift=choices.shift,
-        flip=choices.flip,
-        precision=choices.precision,
-        early_stopping=choices.early_stopping,
-    )
-    model = build_model(spec, seed=seed)
-    return fit(model, data, recipe, seed=seed, val=val, device=device, description=name)
+    model = build_model(model_spec(params, data.images, data.classes), seed=params.seed)
+    recipe = training_recipe(choices, epochs=epochs, steps_per_epoch=_epoch(base, choices))
+    return fit(model, data, recipe, seed=params.seed, val=val, device=params.device, description=name)
 
 
 def _treated(base: Dataset, ledger: pd.DataFrame, choices: TrainParams) -> tuple[View, dict[str, float]]:
@@ -137,6 +123,13 @@ def _treated(base: Dataset, ledger: pd.DataFrame, choices: TrainParams) -> tuple
             f"max_made = {choices.max_made:g} times the real ones"
         )
     return data, scaled
+
+
+def _plain(choices: TrainParams) -> TrainParams:
+    """The section without what treats wrong labels and skewed classes: those are treatments too."""
+    return choices.model_copy(
+        update={"loss": "cross_entropy", "class_weighting": "none", "deferred": 0.0, "sampling": "shuffle"}
+    )
 
 
 def _epoch(base: Dataset, choices: TrainParams) -> int:

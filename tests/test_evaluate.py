@@ -21,8 +21,10 @@ from stages.dataset import (
     write_json,
     write_table,
 )
-from stages.learning.loop import Recipe, fit, pixel_statistics
+from stages.learning.loading.statistics import pixel_statistics
+from stages.learning.loop import fit
 from stages.learning.models import ModelSpec, build_model
+from stages.learning.recipe import Recipe
 from stages.learning.store import save_model
 from stages.tracking import StageRun
 

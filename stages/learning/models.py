@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from stages.errors import WinnowError
+from stages.learning.names import Activation, Initialisation, Normalisation
+from stages.learning.networks import build_backbone
 
-TORCHVISION = ("resnet18", "resnet34", "resnet50")
-ARCHITECTURES = ("small_cnn", *TORCHVISION)
-_STEM_STRIDE_FROM = 64  # pixels; smaller images keep their resolution through the stem
+
+@dataclass(frozen=True)
+class Layers:
+    """What networks of our own are built of; torchvision's and timm's take none of it.
+
+    Attributes
+    ----------
+    activation : see `stages.learning.networks.layers`
+    initialisation : `auto` fits the activation: He for the kinked ones, Xavier for sigmoid and tanh
+    normalisation : after each layer
+    dropout : chance of each feature to be zeroed before the head; between layers of MLPs and recurrent nets
+    stochastic_depth : chance of the last residual block to be skipped, rising to it from 0 (Huang et al.,
+        arXiv 1603.09382)
+    residual : connections around blocks, for mlp and small_cnn; ResNets always have them
+    """
+
+    activation: Activation = "relu"
+    initialisation: Initialisation = "auto"
+    normalisation: Normalisation = "batch"
+    dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    residual: bool = False
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an encoded image becomes what the model takes; as in the section `ingest` of params.yaml.
+
+    Attributes
+    ----------
+    resize : `crop`, `pad` or `stretch`
+    color : `grey` or `rgb`
+    """
+
+    resize: str
+    color: str
 
 
 @dataclass(frozen=True)
@@ -22,11 +56,16 @@ class ModelSpec:
 
     Attributes
     ----------
-    architecture : one of `ARCHITECTURES`
+    architecture : see `stages.learning.networks`
     classes : class names in index order
     image_shape : height, width and channels of the images it takes
     mean, std : of the pixels, on the 0 to 1 scale; one value a channel of the network's input
     pretrained_stem : keep torchvision's own stem and three channels, as pretrained weights need
+    layers : what networks of our own are built of
+    members : networks of an ensemble, all of this architecture
+    second_classes : class names of a second head; empty: there is none
+    temperature : logits are divided by it for probabilities (Guo et al., arXiv 1706.04599)
+    preprocessing : of encoded images; None where it is not known
     """
 
     architecture: str
@@ -35,12 +74,21 @@ class ModelSpec:
     mean: list[float]
     std: list[float]
     pretrained_stem: bool = False
+    layers: Layers = field(default_factory=Layers)
+    members: int = 1
+    second_classes: list[str] = field(default_factory=list)
+    temperature: float = 1.0
+    preprocessing: Preprocessing | None = None
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> ModelSpec:
         """The inverse of `to_json`; a WinnowError for what is not a description of a model."""
         try:
-            return cls(**{**content, "image_shape": tuple(content["image_shape"])})
+            own = {**content, "image_shape": tuple(content["image_shape"])}
+            own["layers"] = Layers(**content.get("layers", {}))
+            how = content.get("preprocessing")
+            own["preprocessing"] = None if how is None else Preprocessing(**how)
+            return cls(**own)
         except (TypeError, KeyError) as error:
             raise WinnowError(f"not the description of a Winnow model: {error}") from error
 
@@ -62,7 +110,7 @@ class Classifier(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.backbone, width = _backbone(spec)
+        self.backbone, width = build_backbone(spec)
         self.head = nn.Linear(width, len(spec.classes))
         # Not persistent: model.json says them, and one source is enough.
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
@@ -92,60 +140,6 @@ def build_model(spec: ModelSpec, *, seed: int) -> Classifier:
     WinnowError
         For an unknown architecture; the message lists the known ones.
     """
-    if spec.architecture not in ARCHITECTURES:
-        raise WinnowError(f"unknown architecture {spec.architecture!r}; known: {', '.join(ARCHITECTURES)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Classifier(spec).to(memory_format=torch.channels_last)
-
-
-class SmallCNN(nn.Module):
-    """Three stages of two 3×3 convolutions, halving the resolution between them: 128 features."""
-
-    def __init__(self, channels: int, widths: tuple[int, ...] = (32, 64, 128)) -> None:
-        super().__init__()
-        blocks: list[nn.Module] = []
-        for index, width in enumerate(widths):
-            if index:
-                blocks.append(nn.MaxPool2d(2))
-            blocks += [_conv_block(channels, width), _conv_block(width, width)]
-            channels = width
-        self.blocks = nn.Sequential(*blocks)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Features, N×128."""
-        return functional.adaptive_avg_pool2d(self.blocks(pixels), 1).flatten(1)
-
-
-def _conv_block(channels: int, width: int) -> nn.Module:
-    convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
-
-
-def _backbone(spec: ModelSpec) -> tuple[nn.Module, int]:
-    """The backbone and the width of its features."""
-    channels = spec.image_shape[2]
-    if spec.architecture == "small_cnn":
-        return SmallCNN(channels), 128
-    import torchvision  # slow to import: only where it is asked for
-
-    network = getattr(torchvision.models, spec.architecture)(weights=None)
-    width: int = network.fc.in_features
-    network.fc = nn.Identity()
-    if not spec.pretrained_stem:
-        small = min(spec.image_shape[:2]) < _STEM_STRIDE_FROM
-        stem = (3, 1, 1) if small else (7, 2, 3)
-        network.conv1 = nn.Conv2d(channels, 64, stem[0], stride=stem[1], padding=stem[2], bias=False)
-        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-        if small:
-            network.maxpool = nn.Identity()
-    elif channels == 1:
-        network = nn.Sequential(_GreyToColour(), network)
-    return network, width
-
-
-class _GreyToColour(nn.Module):
-    """Repeats the one channel of grey images for a backbone that was pretrained on colour."""
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return pixels.expand(-1, 3, -1, -1)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stages.dataset import View
+from stages.learning.names import ClassWeighting
 
 _ROUNDING = 1e-6  # weights are float32: a sum that only rounding lifts over the cap is not over it
 
@@ -42,14 +42,20 @@ def cap_made(data: View, made: NDArray[np.bool_], limit: float) -> tuple[View, d
     return replace(data, weights=weights), factors
 
 
-def class_weighted(data: View, mode: Literal["none", "balanced", "sqrt"]) -> View:
-    """`data` with the weight of each class multiplied by 1/n (`balanced`) or 1/√n (`sqrt`).
+def class_weighted(data: View, mode: ClassWeighting, beta: float = 0.9999) -> View:
+    """`data` with the weight of each class multiplied by what `mode` says.
 
-    n is the summed weight of the class, so that down-weighted samples count as what they weigh.
+    `balanced` is 1/n, `sqrt` 1/√n, `effective` (1 - β) / (1 - βⁿ), the inverse of the effective number of
+    samples (Cui et al., arXiv 1901.05555). n is the summed weight of the class, so that down-weighted
+    samples count as what they weigh.
     """
     if mode == "none":
         return data
     mass = np.bincount(data.labels, weights=data.weights, minlength=len(data.classes))
-    factor = 1.0 / np.maximum(mass, 1e-8) ** (1.0 if mode == "balanced" else 0.5)
+    mass = np.maximum(mass, 1e-8)
+    if mode == "effective":
+        factor = (1 - beta) / -np.expm1(mass * np.log(beta))
+    else:
+        factor = 1.0 / mass ** (1.0 if mode == "balanced" else 0.5)
     weights = data.weights * factor[data.labels]
     return replace(data, weights=(weights / weights.mean()).astype(np.float32))

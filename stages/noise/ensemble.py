@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 
 from stages.dataset import View
 from stages.errors import WinnowError
-from stages.learning.loop import Device, Recipe, choose_device, computes_in_bf16, steps_per_epoch
-from stages.learning.models import TORCHVISION, Classifier, ModelSpec, build_model
+from stages.learning.devices import choose_device, computes_in_bf16
+from stages.learning.models import Classifier, ModelSpec, build_model
+from stages.learning.names import Device
+from stages.learning.networks.zoo import TORCHVISION
+from stages.learning.recipe import Recipe, steps_per_epoch
 from stages.learning.store import SPEC, read_spec
-from stages.learning.transfer import backbone_from, pretrained_from_torchvision
+from stages.learning.transfer.sources import backbone_from, pretrained_from_torchvision
 
 _BACKBONE_LR_FACTOR = 0.1  # of pretrained weights, which a fresh head's rate would wash out
 _WEIGHTS = {".safetensors", ".pt", ".pth", ".bin"}

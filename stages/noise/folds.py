@@ -18,8 +18,11 @@ from tqdm import tqdm
 
 from stages.checkpoints import Checkpoints, Part
 from stages.dataset import View
-from stages.learning.loop import Device, fit, pixel_statistics, predict
+from stages.learning.loading.statistics import pixel_statistics
+from stages.learning.loop import fit
 from stages.learning.models import Classifier, ModelSpec
+from stages.learning.names import Device
+from stages.learning.prediction import predict
 from stages.noise.ensemble import Ensemble, inputs_digest
 from stages.noise.splitting import Fold, split_folds
 

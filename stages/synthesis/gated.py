@@ -13,7 +13,7 @@ from stages.synthesis.gate.class_quality import UNCHECKED, judge_class, nearness
 from stages.synthesis.synthetic import Beside, GANRecord, Made, Recipe, Refused, Synthetic
 
 if TYPE_CHECKING:
-    from stages.learning.loop import Device
+    from stages.learning.names import Device
     from stages.synthesis.gan.training import GANConfig, TrainedGAN
     from stages.synthesis.gate.gate import Gate, Verdict
     from stages.synthesis.judge import Judge

@@ -14,8 +14,12 @@ from numpy.typing import NDArray
 
 from stages.dataset import View
 from stages.errors import WinnowError
-from stages.learning.loop import Device, Recipe, fit, pixel_statistics, predict
+from stages.learning.loading.statistics import pixel_statistics
+from stages.learning.loop import fit
 from stages.learning.models import Classifier, ModelSpec, build_model
+from stages.learning.names import Device
+from stages.learning.prediction import predict
+from stages.learning.recipe import Recipe
 
 _EPOCHS, _BATCH_SIZE, _LEARNING_RATE, _LABEL_SMOOTHING = 20, 32, 0.005, 0.05
 # Steps of a model at least and at most: 20 passes over some dozen images teach nothing, and those over some

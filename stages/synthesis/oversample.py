@@ -15,7 +15,7 @@ from stages.synthesis.interpolation import CLEANING, interpolate
 from stages.synthesis.synthetic import Beside, Made, Recipe, Synthetic
 
 if TYPE_CHECKING:
-    from stages.learning.loop import Device
+    from stages.learning.names import Device
 
 _MADE_BY = {
     "random": "copies of real images",

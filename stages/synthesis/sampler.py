@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from stages.learning.loop import Device
+from stages.learning.names import Device
 from stages.synthesis.gan.networks import MAX_CHANNELS, MAX_SIZE, SIZE_STEP
 from stages.synthesis.gan.training import GANConfig, TrainedGAN, train_gan
 

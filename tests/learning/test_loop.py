@@ -6,15 +6,13 @@ import torch
 
 from stages.dataset import Dataset, View, split_view
 from stages.errors import WinnowError
-from stages.learning.loop import (
-    Recipe,
-    _augment,
-    fit,
-    pixel_statistics,
-    predict,
-    steps_per_epoch,
-)
+from stages.learning.loading.statistics import pixel_statistics
+from stages.learning.loading.transforms import augment
+from stages.learning.loop import fit
+from stages.learning.losses import BalancedSoftmax, Objective, log_shares
 from stages.learning.models import Classifier, ModelSpec, build_model
+from stages.learning.prediction import predict
+from stages.learning.recipe import Recipe, steps_per_epoch
 
 RECIPE = Recipe(epochs=6, steps_per_epoch=4, batch_size=16, learning_rate=5e-3)
 
@@ -101,19 +99,19 @@ def test_a_frozen_backbone_stays_as_it_is_and_the_head_moves(tiny_dataset: Datas
 
 
 def test_balanced_sampling_draws_rare_classes_as_often(tiny_dataset: Dataset):
-    from stages.learning.loop import _batches
+    from stages.learning.loading.batches import batches
 
     labels = np.repeat([0, 1], [95, 5])
-    batches = _batches(labels, 50, "balanced", torch.Generator().manual_seed(0))
-    drawn = np.concatenate([labels[next(batches).numpy()] for _ in range(20)])
+    drawn = batches(labels, 50, "balanced", torch.Generator().manual_seed(0))
+    drawn = np.concatenate([labels[next(drawn).numpy()] for _ in range(20)])
     assert 0.45 < (drawn == 1).mean() < 0.55
 
 
 def test_shuffled_batches_visit_every_sample_once_an_epoch():
-    from stages.learning.loop import _batches
+    from stages.learning.loading.batches import batches
 
-    batches = _batches(np.zeros(10, np.int64), 4, "shuffle", torch.Generator().manual_seed(0))
-    seen = torch.cat([next(batches) for _ in range(5)])
+    drawn = batches(np.zeros(10, np.int64), 4, "shuffle", torch.Generator().manual_seed(0))
+    seen = torch.cat([next(drawn) for _ in range(5)])
     assert torch.bincount(seen).tolist() == [2] * 10
 
 
@@ -124,7 +122,7 @@ def test_shift_moves_whole_images_by_whole_pixels():
     places = set()
     generator = torch.Generator().manual_seed(0)
     for _ in range(40):
-        moved = _augment(image, recipe, generator)
+        moved = augment(image, recipe, generator)
         row, column = (moved[0, :, :, 0] == 255).nonzero()[0].tolist()
         places.add((row, column))
     assert len(places) > 10
@@ -163,16 +161,15 @@ def test_balanced_softmax_counts_a_class_as_what_its_samples_weigh():
 
 
 def test_balanced_softmax_on_even_mass_is_cross_entropy():
-    from stages.learning.loop import _log_shares, _loss
 
     view = flat(np.repeat([0, 1, 2], [60, 30, 10]))
     even = replace(view, weights=np.repeat([1, 2, 6], [60, 30, 10]).astype(np.float32))
     logits = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
-    labels, weights = torch.from_numpy(view.labels), torch.ones(100)
-    for shares in (_log_shares(even, "shuffle"), _log_shares(view, "balanced")):
+    labels = torch.from_numpy(view.labels)
+    for shares in (log_shares(even, "shuffle"), log_shares(view, "balanced")):
         for smoothing in (0.0, 0.1):
-            balanced = _loss(logits, labels, weights, smoothing, shares)
-            torch.testing.assert_close(balanced, _loss(logits, labels, weights, smoothing))
+            balanced = BalancedSoftmax(shares, smoothing)(logits, labels, labels)
+            torch.testing.assert_close(balanced, Objective(smoothing)(logits, labels, labels))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -225,7 +222,7 @@ def test_predicting_nothing_gives_empty_arrays(tiny_dataset: Dataset):
 
 @pytest.mark.parametrize("total", [1, 2, 3, 5, 10, 1000])
 def test_the_rate_rises_to_its_peak_and_falls_to_nothing_for_any_budget(total: int):
-    from stages.learning.loop import _one_cycle
+    from stages.learning.optimisers import _one_cycle
 
     rates = [_one_cycle(step, total) for step in range(total + 1)]
     assert all(0 <= rate <= 1 for rate in rates)

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from stages.errors import WinnowError
 from stages.learning.models import ModelSpec, build_model
 from stages.learning.store import save_model
-from stages.learning.transfer import backbone_from, pretrained_from_torchvision
+from stages.learning.transfer.sources import backbone_from, pretrained_from_torchvision
 
 SPEC = ModelSpec("small_cnn", ["a", "b"], (16, 16, 1), [0.4], [0.2])
 

@@ -9,8 +9,8 @@ import pytest
 from tiny_repo import environment
 
 from stages.dataset import Dataset, split_view
-from stages.learning.loop import predict
 from stages.learning.models import ModelSpec, build_model
+from stages.learning.prediction import predict
 from stages.learning.store import save_model
 from stages.params import Params
 from stages.tracking import stage_run

@@ -15,15 +15,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stages.learning.loop import Device, choose_device, computes_in_bf16
+from stages.learning.devices import choose_device, computes_in_bf16
+from stages.learning.names import Device
 from stages.synthesis.gan.trainer import GANConfig
 
 Weights = list[NDArray[np.float32]]
 # In stages/; tests/synthesis/gan/test_record.py holds it against what training.py imports.
 CODE = [
     "checkpoints.py",
-    "learning/loop.py",
-    "learning/models.py",
+    "learning/devices.py",
+    "learning/names.py",
     "synthesis/gan/diff_augment.py",
     *(f"synthesis/gan/{name}.py" for name in ("networks", "record", "snapshots", "trainer", "training")),
 ]

@@ -9,7 +9,8 @@ from urllib.error import URLError
 from torch import Tensor
 
 from stages.errors import WinnowError
-from stages.learning.models import TORCHVISION, Classifier, ModelSpec, build_model
+from stages.learning.models import Classifier, ModelSpec, build_model
+from stages.learning.networks.zoo import TORCHVISION
 from stages.learning.store import SPEC, WEIGHTS, load_model, read_spec, read_weights
 
 # Layers of the classifier that a file of weights was trained with: its classes are not ours.

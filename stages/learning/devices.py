@@ -1,0 +1,50 @@
+"""Where training and prediction compute, and in which precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from stages.errors import WinnowError
+from stages.learning.names import Device
+
+
+def choose_device(device: Device) -> torch.device:
+    """`auto` is CUDA, then MPS, then CPU; a device that is asked for and missing is an error."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if device == "auto":
+        return torch.device(next(name for name, there in available.items() if there))
+    if not available[device]:
+        raise WinnowError(f"device = {device!r}, but this machine has none: use auto or cpu")
+    return torch.device(device)
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether the precision `auto` is bf16 there: only where the hardware computes in it, not emulates it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+@dataclass(frozen=True)
+class Autocast:
+    """Where and whether to compute in bf16."""
+
+    device: str
+    bf16: bool
+
+    def context(self) -> torch.autocast:
+        """To compute in."""
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.bf16)
+
+
+def choose_autocast(device: torch.device, precision: str) -> Autocast:
+    """`auto` is bf16 where `computes_in_bf16`."""
+    if precision != "auto":
+        return Autocast(device.type, precision == "bf16")
+    return Autocast(device.type, computes_in_bf16(device))

@@ -1,0 +1,1 @@
+"""Transfer: where a backbone comes from, and how it is adapted to the data at hand."""
