@@ -28,10 +28,10 @@ def paired_difference(scores: NDArray[np.float64], others: NDArray[np.float64]) 
     return mean, mean - float(reach), mean + float(reach)
 
 
-def table(rows: Sequence[Row], arms: Sequence[str], seeds: Sequence[int]) -> str:
+def table(rows: Sequence[Row], arms: Sequence[str], seeds: Sequence[int], baseline: str = "none") -> str:
     """A Markdown table of the arms in their order.
 
-    An arm is compared with `none` and with the best of the others on the seeds that both have; best is
+    An arm is compared with `baseline` and with the best of the others on the seeds that both have; best is
     the highest mean of balanced accuracy among the arms that have all seeds.
     """
     found = {
@@ -41,7 +41,7 @@ def table(rows: Sequence[Row], arms: Sequence[str], seeds: Sequence[int]) -> str
     found = {arm: by_seed for arm, by_seed in found.items() if by_seed}
     whole = [arm for arm in found if len(found[arm]) == len(set(seeds))]
     best = max(whole, key=lambda arm: _mean(found[arm], _MEASURES[0]), default=None)
-    against = list(dict.fromkeys(name for name in ("none", best) if name in found and name is not None))
+    against = list(dict.fromkeys(name for name in (baseline, best) if name in found and name is not None))
     heads = ["arm", "seeds", "balanced accuracy", *(f"− {name}" for name in against)]
     heads += ["worst recall", *(f"− {name}" for name in against)]
     lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]

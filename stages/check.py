@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING
 
 from ruamel.yaml import YAML
 
 from stages.dataset import MODELS, REPORTS, new_folder, refuse_own_output
 from stages.errors import WinnowError
-from stages.params import Architecture, DetectNoise, Finetune, Params
+from stages.params import DetectNoise, Finetune, Params
 from stages.runtime import stage
 from stages.sources.catalogue import is_catalogue_set, refuse_planting
 from stages.tracking import StageRun
+
+if TYPE_CHECKING:
+    from stages.learning.models import Layers
 
 CATALOGUE = Path("data/raw/dvc.yaml")
 GRAPH = Path("dvc.yaml")
@@ -27,6 +31,7 @@ REPORT = REPORTS / "check"
 _DEFAULT_BACKBONE = MODELS / "train"
 _MADE_HERE = (MODELS / "baseline", _DEFAULT_BACKBONE)
 _OWN_BACKBONE = MODELS / "finetune"
+_REGISTRY = "models:/"  # of MLflow: what is in it is looked up when it is needed
 
 
 def check_params(params: Params, catalogue: Path = CATALOGUE, graph: Path = GRAPH) -> list[str]:
@@ -49,6 +54,7 @@ def check_params(params: Params, catalogue: Path = CATALOGUE, graph: Path = GRAP
     """
     _check_augmentation(params)
     _check_device(params)
+    _check_networks(params)
     notes = _check_source(Path(params.ingest.source), catalogue)
     if params.simulate.enabled:
         refuse_planting(Path(params.ingest.source), catalogue)
@@ -82,6 +88,37 @@ def _check_device(params: Params) -> None:
         cuda = params.device == "cuda"
         if not (torch.cuda.is_available() if cuda else torch.backends.mps.is_available()):
             raise WinnowError(f"device = {params.device!r}: this machine has none; use auto or cpu")
+
+
+def _check_networks(params: Params) -> None:
+    """Names of networks that there are, of layers that they can be built of, for images of that size."""
+    from stages.learning.models import Layers
+
+    layers = Layers(**params.train.layers.model_dump())
+    _check_network("train.model", params.train.model, layers, params)
+    for name in params.detect_noise.models:
+        _check_network("detect_noise.models", name, Layers(), params)
+    if params.finetune.architecture is not None:
+        _check_network("finetune.architecture", params.finetune.architecture, Layers(), None)
+
+
+def _check_network(key: str, name: str, layers: Layers, params: Params | None) -> None:
+    """The network by itself, and on the images of `params` where they are given."""
+    import torch
+
+    from stages.learning.models import ModelSpec
+    from stages.learning.networks import OWN, build_backbone, reason_against
+
+    try:
+        why = reason_against(name, layers)
+        if why is None and params is not None and name not in OWN:
+            size, channels = params.ingest.image_size, 1 if params.ingest.color == "grey" else 3
+            with torch.device("meta"), suppress(NotImplementedError):  # some cannot be built without memory
+                build_backbone(ModelSpec(name, [], (size, size, channels), [], []))
+    except WinnowError as error:
+        raise WinnowError(f"{key} = {name!r}: {error}") from error
+    if why is not None:
+        raise WinnowError(f"{key} = {name!r}: {why}")
 
 
 def _check_source(source: Path, catalogue: Path) -> list[str]:
@@ -145,8 +182,8 @@ def _check_backbone(finetune: Finetune) -> list[str]:
                 f"{finetune.backbone!r}: only one can be used; "
                 f"set pretrained to null, or backbone to {_DEFAULT_BACKBONE}"
             )
-        architecture = _check_pretrained("finetune.pretrained", finetune.pretrained)
-        if finetune.architecture not in (None, architecture):
+        architecture = _check_start("finetune.pretrained", finetune.pretrained)
+        if architecture is not None and finetune.architecture not in (None, architecture):
             raise WinnowError(
                 f"finetune.architecture = {finetune.architecture!r}: the weights {finetune.pretrained} "
                 f"are for {architecture}; set it to null"
@@ -160,9 +197,24 @@ def _check_backbone(finetune: Finetune) -> list[str]:
     return _present("finetune.backbone", backbone, "put the weights there, or set it to models/train")
 
 
+def _check_start(key: str, name: str) -> str | None:
+    """The architecture of weights by their name; None where only the registry knows it."""
+    if name.startswith(_REGISTRY):
+        return None
+    if name.startswith("timm/"):
+        from stages.learning.models import Layers
+
+        architecture = name.partition(".")[0]  # behind the dot: what it was trained on
+        _check_network(key, architecture, Layers(), None)
+        return architecture
+    return _check_pretrained(key, name)
+
+
 def _check_pretrained(key: str, name: str, *, or_file: bool = False) -> str:
     """The architecture of torchvision's weights of that name."""
-    from torchvision.models import get_weight
+    from torchvision.models import get_model_weights, get_weight
+
+    from stages.learning.networks.zoo import torchvision_names
 
     try:
         weights = get_weight(name)
@@ -172,13 +224,15 @@ def _check_pretrained(key: str, name: str, *, or_file: bool = False) -> str:
             f"{key} = {name!r}: {no_file}torchvision has no weights of this name; "
             "they are called like ResNet18_Weights.IMAGENET1K_V1"
         ) from None
-    model = name.rpartition(".")[0].removesuffix("_Weights").lower()
-    known = [known for known in get_args(Architecture) if known != "small_cnn"]
-    if model not in known:
-        raise WinnowError(f"{key} = {name!r}: the architecture must be one of {', '.join(known)}")
+    classifiers = {get_model_weights(model): model for model in torchvision_names()}
+    if type(weights) not in classifiers:
+        raise WinnowError(
+            f"{key} = {name!r}: these weights are not for a classifier of images; "
+            f"those of torchvision are {', '.join(torchvision_names())}"
+        )
     if str(weights) != name:
         raise WinnowError(f"{key} = {name!r}: say {weights}, for which it stands in this version")
-    return model
+    return classifiers[type(weights)]
 
 
 def _present(key: str, path: Path, remedy: str) -> list[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from stages.dataset import new_file
 
 Part = dict[str, NDArray[Any]]
+T = TypeVar("T")
 _DIGEST_BYTES = 32
 _BLOCK = 1 << 20
 
@@ -37,8 +38,21 @@ class Checkpoints:
                 if other.name != key:
                     _remove(other)
 
+    @property
+    def keeps(self) -> bool:
+        """Whether there is a folder to keep anything in."""
+        return self._folder is not None
+
     def read(self, number: int) -> Part | None:
         """The part of that number; None where it is not there, or is damaged. Nothing is unpickled."""
+        return self.read_with(number, _arrays)
+
+    def write(self, number: int, part: Mapping[str, NDArray[Any]]) -> None:
+        """Keep a finished part; a WinnowError where the disk refuses."""
+        self.write_with(number, lambda file: np.savez(file, allow_pickle=False, **part))
+
+    def read_with(self, number: int, reader: Callable[[BinaryIO], T]) -> T | None:
+        """What `reader` makes of the part of that number, which begins where the file then stands."""
         if self._folder is None:
             return None
         try:
@@ -46,18 +60,17 @@ class Checkpoints:
                 if file.read(_DIGEST_BYTES) != self._digest(number, file):
                     return None
                 file.seek(_DIGEST_BYTES)
-                with np.load(file, allow_pickle=False) as arrays:
-                    return {name: arrays[name] for name in arrays.files}
+                return reader(file)
         except OSError:
             return None
 
-    def write(self, number: int, part: Mapping[str, NDArray[Any]]) -> None:
-        """Keep a finished part; a WinnowError where the disk refuses."""
+    def write_with(self, number: int, writer: Callable[[BinaryIO], None]) -> None:
+        """Keep what `writer` puts into the file; a WinnowError where the disk refuses."""
         if self._folder is None:
             return
         with new_file(self._folder / _name(number)) as path, path.open("w+b") as file:
             file.write(bytes(_DIGEST_BYTES))  # its place: in memory a part would take its size again
-            np.savez(file, allow_pickle=False, **part)
+            writer(file)
             file.seek(_DIGEST_BYTES)
             digest = self._digest(number, file)
             file.seek(0)
@@ -69,6 +82,11 @@ class Checkpoints:
         while block := file.read(_BLOCK):
             digest.update(block)
         return digest.digest()
+
+
+def _arrays(file: BinaryIO) -> Part:
+    with np.load(file, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 def _name(number: int) -> str:

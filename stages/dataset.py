@@ -13,7 +13,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ REPORTS = Path("reports")
 REVIEWS = Path("data/reviews.csv")
 FROZEN_SPLITS = Path("data/splits.csv")
 OUTPUTS = (INGESTED, TRUTH, NOISE, CURATED, AUGMENTED, SYNTHETIC, MODELS, REPORTS)
+_COPIES = ("augment", "random")  # methods that make copies of one image
 _DISK = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -113,6 +114,9 @@ class View:
     weights : float32 array, N; the base's weight times the ledger's, or the delta's
     sample_ids : object array of str, N
     classes : class names in index order
+    second_labels : int64 array, N; indices into `second_classes`, -1 where there is none. None where the
+        source has no second column of labels
+    second_classes : names of the second column's classes, sorted
     """
 
     images: NDArray[np.uint8]
@@ -120,9 +124,23 @@ class View:
     weights: NDArray[np.float32]
     sample_ids: NDArray[np.object_]
     classes: list[str]
+    second_labels: NDArray[np.int64] | None = None
+    second_classes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> View:
+        """Some of the samples, in the order asked for."""
+        second = self.second_labels
+        return replace(
+            self,
+            images=self.images[rows],
+            labels=self.labels[rows],
+            weights=self.weights[rows],
+            sample_ids=self.sample_ids[rows],
+            second_labels=None if second is None else second[rows],
+        )
 
     @property
     def class_counts(self) -> NDArray[np.int64]:
@@ -190,6 +208,21 @@ def _existing(path: Path) -> Path:
 # --- views -------------------------------------------------------------------------------------
 
 
+def second_classes(samples: pd.DataFrame) -> list[str]:
+    """Class names of the column `second_label`, sorted; none where the table has no such column."""
+    if "second_label" not in samples:
+        return []
+    return sorted(set(samples["second_label"].dropna()))
+
+
+def _second_labels(samples: pd.DataFrame, classes: list[str]) -> NDArray[np.int64] | None:
+    if not classes:
+        return None
+    if "second_label" not in samples:
+        return np.full(len(samples), -1, np.int64)
+    return pd.Index(classes).get_indexer(pd.Index(samples["second_label"])).astype(np.int64)
+
+
 def split_view(base: Dataset, split: Split, ledger: pd.DataFrame | None = None) -> View:
     """The labelled samples of one split of the base, as ledger and reviewers left them.
 
@@ -202,12 +235,15 @@ def split_view(base: Dataset, split: Split, ledger: pd.DataFrame | None = None) 
     """
     table = base.samples if ledger is None else _decided(base.samples, ledger)
     table = table[(table["split"] == split).to_numpy(bool) & table["label"].notna().to_numpy()]
+    second = second_classes(base.samples)
     return View(
         images=np.asarray(base.images[table["row"].to_numpy()]),
         labels=label_indices(table["label"], base.classes),
         weights=table["weight"].to_numpy(np.float32),
         sample_ids=table["sample_id"].to_numpy(object),
         classes=base.classes,
+        second_labels=_second_labels(table, second),
+        second_classes=second,
     )
 
 
@@ -228,6 +264,7 @@ def training_view(base: Dataset, ledger: pd.DataFrame | None = None, deltas: Seq
     class weighting comes on top, in the training loop.
     """
     views = [split_view(base, "train", ledger)]
+    second = second_classes(base.samples)
     for delta in deltas:
         if delta.classes != base.classes:
             raise ValueError("a delta was made for other classes than the base has")
@@ -238,6 +275,8 @@ def training_view(base: Dataset, ledger: pd.DataFrame | None = None, deltas: Seq
                 weights=delta.samples["weight"].to_numpy(np.float32),
                 sample_ids=delta.samples["sample_id"].to_numpy(object),
                 classes=base.classes,
+                second_labels=_second_labels(_with_parents_second(delta.samples, base.samples), second),
+                second_classes=second,
             )
         )
     return View(
@@ -246,7 +285,23 @@ def training_view(base: Dataset, ledger: pd.DataFrame | None = None, deltas: Seq
         weights=np.concatenate([view.weights for view in views]),
         sample_ids=np.concatenate([view.sample_ids for view in views]),
         classes=base.classes,
+        second_labels=np.concatenate([view.second_labels for view in views if view.second_labels is not None])
+        if second
+        else None,
+        second_classes=second,
     )
+
+
+def _with_parents_second(made: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
+    """`made` with the `second_label` of their parents in `samples`, where those have one.
+
+    Copies alone have their parent's: what is mixed of several images or generated is known by its class.
+    """
+    if "second_label" not in samples:
+        return made
+    labels = samples.set_index("sample_id")["second_label"].reindex(made["parent_id"])
+    copies = made["method"].isin(_COPIES).to_numpy()
+    return made.assign(second_label=labels.where(copies, None).to_numpy())
 
 
 def split_hash(base: Dataset, split: Split, ledger: pd.DataFrame | None = None) -> str:

@@ -7,3 +7,7 @@ class WinnowError(Exception):
     The message is a single line that names what is wrong, where, and what to do. A stage or flow
     prints it without a traceback and ends with exit status 2.
     """
+
+
+class ProcessGoneError(WinnowError):
+    """Another of the processes that train together ended too early; it says why itself."""

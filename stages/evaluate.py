@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from stages.dataset import (
     AUGMENTED,
@@ -33,12 +36,14 @@ from stages.errors import WinnowError
 from stages.learning.metrics import (
     Comparison,
     Probabilities,
+    calibration_error,
     compare_models,
     confusion,
     detector_scores,
     per_class,
     reliability,
 )
+from stages.learning.names import Device, TestTime
 from stages.params import Evaluate, Params
 from stages.reporting import figures, html
 from stages.reporting.story import MODELS as TITLES
@@ -59,12 +64,15 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     base, ledger = read_dataset(INGESTED), read_ledger(CURATED)
     augmented, synthetic = read_dataset(AUGMENTED).samples, read_dataset(SYNTHETIC).samples
     test = scored_view(base, ledger)
-    probabilities = predict_all(test, params.device)
+    predicted = predict_all(test, params.device, params.evaluate.test_time)
+    probabilities = {name: one.probabilities for name, one in predicted.items()}
     comparison = compare(test, probabilities, params.evaluate, params.seed)
     metrics = {
         "test_set_hash": split_hash(base, "test", ledger),
         "test_images": len(test),
         **comparison_content(comparison),
+        "calibration": calibration_content(test.labels, predicted, params.evaluate.calibration_bins),
+        "cross_validation": cross_validations(REPORTS),
         "noise": noise_scores(read_table(NOISE / "issues.parquet"), TRUTH),
         "samples": sample_counts(ledger, augmented, synthetic),
     }
@@ -91,8 +99,24 @@ def scored_view(base: Dataset, ledger: pd.DataFrame) -> View:
     return test
 
 
-def predict_all(test: View, device: Any) -> dict[str, Probabilities]:
-    """Class probabilities (N×K) of each model under `models/` for the test images.
+@dataclass(frozen=True)
+class Predicted:
+    """What a model says of the test images.
+
+    Attributes
+    ----------
+    probabilities : float32, N×K
+    temperature : what its logits were divided by; 1 in models from before there were temperatures
+    uncalibrated : float32, N×K; the probabilities with a temperature of 1
+    """
+
+    probabilities: Probabilities
+    temperature: float
+    uncalibrated: Probabilities
+
+
+def predict_all(test: View, device: Device, views: TestTime) -> dict[str, Predicted]:
+    """What each model under `models/` says of the test images, averaged over the same `views` for all.
 
     Raises
     ------
@@ -102,7 +126,7 @@ def predict_all(test: View, device: Any) -> dict[str, Probabilities]:
     from stages.learning.prediction import predict
     from stages.learning.store import load_model
 
-    probabilities: dict[str, Probabilities] = {}
+    predicted: dict[str, Predicted] = {}
     for name in TITLES:
         folder = MODELS / name
         model = load_model(folder)
@@ -110,8 +134,12 @@ def predict_all(test: View, device: Any) -> dict[str, Probabilities]:
             raise WinnowError(f"{folder} knows other classes than {INGESTED} has: run `dvc repro`")
         if model.spec.image_shape != test.images.shape[1:]:
             raise WinnowError(f"{folder} takes images of another shape than {INGESTED} has: run `dvc repro`")
-        probabilities[name] = predict(model, test.images, device)[0]
-    return probabilities
+        found, temperature = predict(model, test.images, device, views=views)[0], model.spec.temperature
+        before = found
+        if temperature != 1:
+            before = predict(model, test.images, device, views=views, temperature=1.0)[0]
+        predicted[name] = Predicted(found, temperature, before)
+    return predicted
 
 
 def compare(
@@ -129,13 +157,38 @@ def compare(
     )
 
 
-def settings(test: View, choices: Evaluate) -> dict[str, float | int]:
+def calibration_content(
+    labels: NDArray[np.int64], predicted: Mapping[str, Predicted], bins: int
+) -> dict[str, dict[str, float]]:
+    """By model: `temperature`, and the calibration error that it would have without (`error_before`)."""
+    return {
+        name: {
+            "temperature": one.temperature,
+            "error_before": round(calibration_error(labels, one.uncalibrated, bins), 6),
+        }
+        for name, one in predicted.items()
+    }
+
+
+def cross_validations(reports: Path) -> dict[str, Any]:
+    """By model what its members scored on the folds that they left out; empty where none did."""
+    found = {}
+    for name in TITLES:
+        path = reports / name / "summary.json"
+        summary = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        if "cross_validation" in summary:
+            found[name] = summary["cross_validation"]
+    return found
+
+
+def settings(test: View, choices: Evaluate) -> dict[str, float | int | str]:
     """How the scores were made, for the page: not metrics, so not in metrics.json."""
     return {
         "classes": len(test.classes),
         "confidence": choices.confidence,
         "resamples": choices.bootstrap,
         "calibration_bins": choices.calibration_bins,
+        "test_time": choices.test_time,
     }
 
 

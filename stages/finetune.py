@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from stages.choices import model_spec, training_recipe
 from stages.dataset import (
     INGESTED,
     MODELS,
     REPORTS,
+    Dataset,
     View,
     new_folder,
     read_dataset,
@@ -19,90 +28,188 @@ from stages.dataset import (
     split_view,
     write_json,
 )
-from stages.learning.loading.statistics import pixel_statistics
-from stages.learning.loop import Fit, fit, history_rows
-from stages.learning.models import Classifier, ModelSpec
+from stages.errors import WinnowError
+from stages.learning.calibration import calibrate
+from stages.learning.ensembles import mean_history
+from stages.learning.loop import Fit, history_rows
+from stages.learning.models import Classifier, ModelSpec, member_seed, members_of
+from stages.learning.networks import stages_of
 from stages.learning.recipe import Recipe, steps_per_epoch
-from stages.learning.store import save_model
-from stages.learning.transfer.sources import backbone_from, pretrained_from_torchvision
+from stages.learning.store import WEIGHTS, save_model
+from stages.learning.transfer.adaptation import adapt_batch_norm
+from stages.learning.transfer.modes import Phase, phases, transfer
+from stages.learning.transfer.second_head import second_scores
+from stages.learning.transfer.sources import backbone_from, pretrained_backbone
 from stages.params import Params
 from stages.runtime import stage
 from stages.tracking import StageRun
+from stages.tracking.registered import SCHEME, download_model
+
+CHECKPOINTS = Path(".winnow/finetune")
+# Losses against wrong labels that need neither a second network nor a transition matrix.
+# For skewed classes there is the sampling.
+_KEPT_LOSSES = ("generalised_cross_entropy", "symmetric_cross_entropy", "early_learning")
 
 
 @stage("finetune")
 def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
-    """Fine-tune a backbone on the real curated images: head first, then all at a lower rate.
+    """Carry a backbone over to the real curated images, in the phases of finetune.mode.
 
     The backbone comes from finetune.backbone (a model's folder or a file of weights), or is
-    finetune.pretrained from torchvision. Reads data/ingested and data/curated; writes
-    models/finetune and reports/finetune.
+    finetune.pretrained from torchvision, timm or MLflow's registry. Reads data/ingested and
+    data/curated; writes models/finetune and reports/finetune.
     """
     base = read_dataset(INGESTED)
     ledger = read_ledger()
     data, val = split_view(base, "train", ledger), split_view(base, "val", ledger)
-    mean, std = pixel_statistics(data.images)
-    spec = ModelSpec(params.train.model, base.classes, base.image_shape, mean, std)
-    if params.finetune.pretrained is not None:
-        model, origin = pretrained_from_torchvision(params.finetune.pretrained, spec, seed=params.seed)
-    else:
-        source = Path(params.finetune.backbone)
-        model, origin = backbone_from(
-            source, spec, architecture=params.finetune.architecture, seed=params.seed
-        )
+    model, origin = starting_model(params, _spec(params, data))
     epoch = steps_per_epoch(int((base.samples["split"] == "train").sum()), params.train.batch_size)
-    phases = finetune(model, data, val, params, epoch)
-    history = history_rows(phases)
-    with new_folder(MODELS / "finetune") as folder:
-        save_model(folder, phases[-1].model)
+    unlabeled = _unlabeled(base, ledger)
+    plan, results = finetune(model, data, val, params, epoch, unlabeled=unlabeled)
+    calibration = calibrate(model, val, params.device)
+    history = mean_history([history_rows(member) for member in results])
     summary = {
-        "backbone": origin,
+        **origin,
+        "mode": params.finetune.mode,
         "images": len(data),
+        "unlabeled_images": len(unlabeled),
         "steps": len(history) * epoch,
-        "kept_epochs": [phase.best_epoch for phase in phases],
-        "precision": phases[-1].precision,
-        "device": phases[-1].device,
+        "phases": _described(plan, results),
+        "kept_epochs": [result.best_epoch for member in results for result in member],
+        "temperature": calibration.temperature,
+        "wrong_validation_labels": calibration.wrong_labels,
+        "precision": results[-1][-1].precision,
+        "device": results[-1][-1].device,
     }
+    if model.spec.second_classes:
+        summary["second_head"] = second_scores(model, val, params.device)
+    with new_folder(MODELS / "finetune") as folder:
+        save_model(folder, model)
     with new_folder(REPORTS / "finetune") as folder:
         pd.DataFrame(history).to_csv(folder / "history.csv", index=False, float_format="%.6g")
         write_json(folder / "summary.json", summary)
+    shutil.rmtree(CHECKPOINTS, ignore_errors=True)
     run.log_history(history)
-    run.log_metrics({"images": len(data)})
+    run.log_metrics({"images": len(data), "temperature": calibration.temperature})
     run.log_artifacts(REPORTS / "finetune")
     run.log_model(MODELS / "finetune", base.images[:2])
-    print(f"finetune: {origin}, {len(data)} real images, {summary['steps']} steps, classes balanced")
-
-
-def finetune(model: Classifier, data: View, val: View, params: Params, epoch: int) -> list[Fit]:
-    """The head alone with the backbone frozen, then both with the backbone at its lower rate.
-
-    `epoch` is in steps. Linear probing first keeps a fresh head's gradients from spoiling the
-    features (Kumar et al., arXiv 2202.10054).
-    """
-    choices = params.finetune
-    head = Recipe(
-        epochs=choices.head_epochs,
-        steps_per_epoch=epoch,
-        batch_size=params.train.batch_size,
-        learning_rate=choices.learning_rate,
-        weight_decay=params.train.weight_decay,
-        label_smoothing=params.train.label_smoothing,
-        backbone_lr_factor=0.0,
-        sampling="balanced",
-        shift=params.train.shift,
-        flip=params.train.flip,
-        precision=params.train.precision,
-        early_stopping=params.train.early_stopping,
+    print(
+        f"finetune: {origin['backbone']}, {params.finetune.mode} on {len(data)} real images, "
+        f"{summary['steps']} steps, classes balanced"
     )
-    both = replace(head, epochs=choices.epochs, backbone_lr_factor=choices.backbone_lr_factor)
-    phases: list[Fit] = []
-    for name, recipe in (("head", head), ("head and backbone", both)):
-        if recipe.epochs:
-            seed = (params.seed + len(phases) + 1) % 2**32
-            phases.append(
-                fit(model, data, recipe, seed=seed, val=val, device=params.device, description=name)
-            )
-    return phases
+
+
+def starting_model(params: Params, spec: ModelSpec) -> tuple[Classifier, dict[str, Any]]:
+    """The model to adapt, and for the summary where its backbone came from."""
+    choices, seed = params.finetune, params.seed
+    key = "backbone" if choices.pretrained is None else "pretrained"
+    try:
+        if choices.pretrained is None:
+            source = Path(choices.backbone)
+            model, origin = backbone_from(source, spec, architecture=choices.architecture, seed=seed)
+        elif choices.pretrained.startswith(SCHEME):
+            return _registered(choices.pretrained, spec, seed)
+        else:
+            model, origin = pretrained_backbone(choices.pretrained, spec, seed=seed)
+    except WinnowError as error:
+        raise WinnowError(f"finetune.{key}: {error}") from error
+    return model, {"backbone": origin}
+
+
+def _registered(uri: str, spec: ModelSpec, seed: int) -> tuple[Classifier, dict[str, Any]]:
+    """DVC cannot watch a registry: the summary says which version it was."""
+    with tempfile.TemporaryDirectory(prefix="winnow-finetune-") as folder:
+        found = download_model(uri, Path(folder) / "model")
+        model, origin = backbone_from(found.folder, spec, architecture=None, seed=seed)
+        digest = hashlib.sha256((found.folder / WEIGHTS).read_bytes()).hexdigest()
+    version = {"name": found.name, "version": found.version, "sha256": digest}
+    with_head = " with its head" if origin.endswith(" with its head") else ""
+    return model, {"backbone": f"{SCHEME}{found.name}/{found.version}{with_head}", "registered": version}
+
+
+def finetune(
+    model: Classifier,
+    data: View,
+    val: View,
+    params: Params,
+    epoch: int,
+    *,
+    unlabeled: NDArray[np.uint8],
+) -> tuple[list[Phase], list[list[Fit]]]:
+    """Adapt `model` in place: the phases, and for each member of an ensemble a result of each.
+
+    Parameters
+    ----------
+    epoch : in steps
+    unlabeled : uint8, M×H×W×C; images of the base without a label, for the adaptation to the domain
+    """
+    choices, members = params.finetune, members_of(model)
+    plan = phases(
+        choices.mode,
+        _recipe(params, epoch),
+        head_epochs=choices.head_epochs,
+        backbone_lr_factor=choices.backbone_lr_factor,
+        layer_decay=choices.layer_decay,
+        stages=len(stages_of(members[0].backbone)),
+    )
+    results = []
+    for number, member in enumerate(members):
+        if choices.adapt_batch_norm:
+            domain = np.concatenate([data.images, unlabeled])
+            adapt_batch_norm(member, domain, seed=params.seed, device=params.device)
+        fits = transfer(
+            member,
+            data,
+            plan,
+            seed=member_seed(params.seed, number),
+            val=val,
+            device=params.device,
+            description=f"member {number + 1}: " if len(members) > 1 else "",
+            keep_in=CHECKPOINTS / f"member_{number}",
+            unlabeled=unlabeled,
+        )
+        results.append(fits)
+    return plan, results
+
+
+def _recipe(params: Params, epoch: int) -> Recipe:
+    """As in `train`, but for what finetune has of its own, and with classes drawn equally often."""
+    train, choices = params.train, params.finetune
+    recipe = training_recipe(train, epochs=choices.epochs, steps_per_epoch=epoch)
+    return replace(
+        recipe,
+        learning_rate=choices.learning_rate,
+        loss=train.loss if train.loss in _KEPT_LOSSES else "cross_entropy",
+        class_weighting="none",
+        deferred=0.0,
+        sampling="balanced",
+        coral=choices.coral,
+        second_weight=choices.second_weight,
+    )
+
+
+def _spec(params: Params, data: View) -> ModelSpec:
+    spec = model_spec(params, data.images, data.classes)
+    return replace(spec, second_classes=data.second_classes if data.second_labels is not None else [])
+
+
+def _unlabeled(base: Dataset, ledger: pd.DataFrame) -> NDArray[np.uint8]:
+    """Images without a label that nobody dropped, uint8 M×H×W×C."""
+    left = ledger[(ledger["split"] == "unlabeled") & (ledger["action"] != "drop")]
+    chosen = base.samples["sample_id"].isin(left["sample_id"]).to_numpy(bool)
+    return np.asarray(base.images[base.samples["row"].to_numpy()[chosen]])
+
+
+def _described(plan: Sequence[Phase], results: Sequence[Sequence[Fit]]) -> list[Mapping[str, Any]]:
+    return [
+        {
+            "phase": phase.name,
+            "epochs": phase.recipe.epochs,
+            "kept_epochs": [member[number].best_epoch for member in results],
+            "features_computed_once": phase.on_features,
+        }
+        for number, phase in enumerate(plan)
+    ]
 
 
 if __name__ == "__main__":

@@ -20,11 +20,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from stages import processes
 from stages.errors import WinnowError
 from stages.params import Params, load_params
 from stages.tracking import StageRun, stage_run
+from stages.tracking.runs import EXECUTION, execution_id
 
 if TYPE_CHECKING:
     import psutil
@@ -36,12 +38,14 @@ _WATCH_SECONDS = 0.5
 
 StageFunction = Callable[[Params, StageRun, argparse.Namespace], None]
 AddArguments = Callable[[argparse.ArgumentParser], None]
+Devices = Callable[[Params], int | Literal["auto"]]
 
 
 def stage(
     name: str,
     arguments: AddArguments | None = None,
     named: Callable[[argparse.Namespace], str] | None = None,
+    devices: Devices | None = None,
 ) -> Callable[[StageFunction], Callable[..., None]]:
     """Make a stage's function its ``main(argv=None)``.
 
@@ -50,6 +54,7 @@ def stage(
     name : the stage's module name
     arguments : adds the stage's own command line arguments, for those that have any
     named : the stage's name in dvc.yaml by its arguments, where a module serves more than one
+    devices : how many processes share its work, for a stage that can do so; docs/several-devices.md
     """
 
     def decorate(function: StageFunction) -> Callable[..., None]:
@@ -65,11 +70,20 @@ def stage(
                 arguments(parser)
             options = parser.parse_args(argv)
             stage_name = named(options) if named is not None else name
-            with clean_exit(stage_name):
+            shown = f"{stage_name} (process {processes.rank()})" if processes.rank() else stage_name
+            with clean_exit(shown):
                 end_with_parent()
                 params = load_params()
+                if devices is None and processes.world_size() > 1:
+                    raise WinnowError("this stage runs in one process: start it without torchrun")
+                if devices is not None and not processes.under_torchrun():
+                    number = processes.count(devices(params), params.device)
+                    if number > 1:
+                        own = sys.argv[1:] if argv is None else argv
+                        _several(stage_name, number, [f"stages.{name}", *own])
+                        return
                 _prepare(params)
-                with only_writer(stage_name), stage_run(stage_name, params) as run:
+                with _working(stage_name, params) as run:
                     function(params, run, options)
 
         return main
@@ -94,6 +108,29 @@ def clean_exit(name: str) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _several(name: str, number: int, arguments: list[str]) -> None:
+    """Run the stage in `number` processes; this one holds the lock and waits.
+
+    An execution is named after the process that ordered the stage, and the others would take this one for it.
+    """
+    os.environ.setdefault(EXECUTION, execution_id())
+    with only_writer(name):
+        processes.start(number, arguments)
+
+
+@contextlib.contextmanager
+def _working(name: str, params: Params) -> Iterator[StageRun]:
+    """The stage's lock and its MLflow run: the first process's alone, where there are several."""
+    if processes.rank() > 0:
+        with processes.quiet_helper():
+            yield StageRun()
+        return
+    # Where the stage started its processes by itself, the one that waits for them holds the lock.
+    lock = contextlib.nullcontext() if processes.under_start() else only_writer(name)
+    with lock, stage_run(name, params) as run:
+        yield run
 
 
 def _prepare(params: Params) -> None:
@@ -131,13 +168,13 @@ def only_writer(name: str) -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """End this process when the one that ordered it (DVC, a shell, a flow) ends.
+    """End this process when the one that ordered it (DVC, a shell, a flow, torchrun) ends.
 
     DVC killed by SIGKILL cannot stop its stage; the orphan would go on writing while the next
     ``dvc repro`` starts another. On Linux the kernel sends the signal; where a shell stands in
     between, and on other systems, a thread watches the ancestor.
     """
-    if "DVC_ROOT" not in os.environ:
+    if "DVC_ROOT" not in os.environ and not processes.under_torchrun():
         return
     import psutil
 

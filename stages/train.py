@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from stages.choices import model_spec, training_recipe
 from stages.dataset import (
@@ -15,6 +21,7 @@ from stages.dataset import (
     REPORTS,
     Dataset,
     View,
+    label_indices,
     new_folder,
     read_dataset,
     read_ledger,
@@ -23,15 +30,26 @@ from stages.dataset import (
     write_json,
 )
 from stages.dataset import SYNTHETIC as SYNTHETIC_DELTA
+from stages.errors import WinnowError
+from stages.learning.calibration import Calibration, calibrate
+from stages.learning.ensembles import Share, fold_shares, mean_history
 from stages.learning.loop import Fit, fit
-from stages.learning.models import build_model
-from stages.learning.recipe import steps_per_epoch
+from stages.learning.metrics import fold_means, scores_of
+from stages.learning.models import Ensemble, ModelSpec, build_model, member_seed
+from stages.learning.names import Device
+from stages.learning.parallel import joined
+from stages.learning.prediction import predict
+from stages.learning.recipe import Recipe, steps_per_epoch
 from stages.learning.store import save_model
 from stages.learning.weighting import cap_made
 from stages.params import Params
 from stages.params import Train as TrainParams
 from stages.runtime import stage
 from stages.tracking import StageRun
+
+TRANSITION = REPORTS / "detect_noise" / "transition.csv"
+# Outside the outs, which DVC deletes before each run; ignored by git and DVC.
+CHECKPOINTS = Path(".winnow/train")
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +63,12 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@stage("train", _arguments, named=lambda options: "baseline" if options.view == "raw" else "train")
+@stage(
+    "train",
+    _arguments,
+    named=lambda options: "baseline" if options.view == "raw" else "train",
+    devices=lambda params: params.train.devices,
+)
 def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     """Train a classifier on the training view: base, ledger and deltas.
 
@@ -54,6 +77,7 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     """
     base = read_dataset(INGESTED)
     choices, epochs = params.train, params.train.epochs
+    deltas: list[Dataset] = []
     scaled: dict[str, float] | None = None
     if options.view == "raw":
         name, data, val = "baseline", split_view(base, "train"), split_view(base, "val")
@@ -61,62 +85,192 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
         epochs += params.finetune.head_epochs + params.finetune.epochs
         choices = _plain(choices)
     else:
-        ledger = read_ledger()
+        ledger, deltas = read_ledger(), _deltas(choices)
         name, val = "train", split_view(base, "val", ledger)
-        data, scaled = _treated(base, ledger, choices)
-    result = train(data, val, base, choices, params, epochs=epochs, name=name)
-    summary: dict[str, object] = {
-        "images": len(data),
-        "images_by_class": dict(zip(base.classes, data.class_counts.tolist(), strict=True)),
-        "epochs": epochs,
-        "steps": epochs * _epoch(base, choices),
-        "kept_epoch": result.best_epoch,
-        "precision": result.precision,
-        "device": result.device,
-    }
+        data, scaled = _treated(base, ledger, deltas, choices)
+    shares = _shares(data, base, deltas, choices, params.seed)
+    transition = read_transition(TRANSITION, base.classes) if choices.loss == "forward_correction" else None
+    recipe = training_recipe(choices, epochs=epochs, steps_per_epoch=_epoch(base, choices))
+    spec = replace(model_spec(params, data.images, data.classes), members=1)
+    with joined(params.device) as here:
+        fits = train(shares, val, spec, recipe, params, name=name, transition=transition)
+    if not here.is_main:
+        return
+    model = fits[0].model if len(fits) == 1 else Ensemble([result.model for result in fits])
+    calibration = calibrate(model, val, params.device)
+    history = mean_history([result.history for result in fits])
+    summary = summarise(data, recipe, fits, calibration)
     if scaled is not None:
         summary["made_scaled"] = {label: round(factor, 4) for label, factor in scaled.items()}
+    folds = cross_validation(fits, shares, params.device)
+    if len(folds):
+        summary["cross_validation"] = fold_means(folds)
     with new_folder(MODELS / name) as folder:
-        save_model(folder, result.model)
+        save_model(folder, model)
     with new_folder(REPORTS / name) as folder:
-        pd.DataFrame(result.history).to_csv(folder / "history.csv", index=False, float_format="%.6g")
+        pd.DataFrame(history).to_csv(folder / "history.csv", index=False, float_format="%.6g")
+        if len(folds):
+            folds.round(6).to_csv(folder / "cross_validation.csv", index=False)
         write_json(folder / "summary.json", summary)
-    run.log_history(result.history)
-    run.log_metrics({"kept_epoch": result.best_epoch, "images": len(data)})
+    shutil.rmtree(CHECKPOINTS / name, ignore_errors=True)
+    run.log_history(history)
+    run.log_metrics({"images": len(data), "temperature": calibration.temperature} | _figures(summary))
     run.log_artifacts(REPORTS / name)
     run.log_model(MODELS / name, base.images[:2])
-    print(
-        f"{name}: {len(data)} images, {summary['steps']} steps on {result.device} in {result.precision}; "
-        f"kept epoch {result.best_epoch} of {epochs}"
-    )
+    print(outcome(name, summary))
 
 
 def train(
-    data: View,
+    shares: Sequence[Share],
     val: View,
-    base: Dataset,
-    choices: TrainParams,
+    spec: ModelSpec,
+    recipe: Recipe,
     params: Params,
     *,
-    epochs: int,
     name: str,
-) -> Fit:
-    """Train a fresh model on `data`, with `val` choosing the epoch that is kept."""
-    model = build_model(model_spec(params, data.images, data.classes), seed=params.seed)
-    recipe = training_recipe(choices, epochs=epochs, steps_per_epoch=_epoch(base, choices))
-    return fit(model, data, recipe, seed=params.seed, val=val, device=params.device, description=name)
+    transition: NDArray[np.float64] | None = None,
+) -> list[Fit]:
+    """Train a fresh network on each share, with `val` choosing the epoch that is kept."""
+    fits = []
+    for number, share in enumerate(shares):
+        seed = member_seed(params.seed, number)
+        fits.append(
+            fit(
+                build_model(spec, seed=seed),
+                share.inside,
+                recipe,
+                seed=seed,
+                val=val,
+                device=params.device,
+                description=name if len(shares) == 1 else f"{name} {number + 1}/{len(shares)}",
+                keep_in=CHECKPOINTS / name / f"member_{number}",
+                transition=transition,
+            )
+        )
+    return fits
 
 
-def _treated(base: Dataset, ledger: pd.DataFrame, choices: TrainParams) -> tuple[View, dict[str, float]]:
+def summarise(data: View, recipe: Recipe, fits: Sequence[Fit], calibration: Calibration) -> dict[str, Any]:
+    """How the model was made; of an ensemble `kept_epoch` is a list, and the steps are each member's."""
+    return {
+        "images": len(data),
+        "images_by_class": dict(zip(data.classes, data.class_counts.tolist(), strict=True)),
+        "epochs": recipe.epochs,
+        "steps": recipe.epochs * recipe.steps_per_epoch,
+        "kept_epoch": [result.best_epoch for result in fits] if len(fits) > 1 else fits[0].best_epoch,
+        "precision": fits[0].precision,
+        "device": fits[0].device,
+        "temperature": calibration.temperature,
+        "wrong_validation_labels": calibration.wrong_labels,
+    }
+
+
+def cross_validation(fits: Sequence[Fit], shares: Sequence[Share], device: Device) -> pd.DataFrame:
+    """A row for each member that left a fold out: `fold`, `images`, and `FOLD_METRICS` on it."""
+    rows = []
+    for number, (result, share) in enumerate(zip(fits, shares, strict=True), start=1):
+        if share.outside is not None:
+            probabilities, _ = predict(result.model, share.outside.images, device)
+            scores = scores_of(share.outside.labels, probabilities)
+            rows.append({"fold": number, "images": len(share.outside)} | scores)
+    return pd.DataFrame(rows)
+
+
+def read_transition(path: Path, classes: list[str]) -> NDArray[np.float64]:
+    """How labels go wrong as detect_noise estimated it: float64 K×K, rows the true class, sums of 1.
+
+    Parameters
+    ----------
+    path : table of `true_label`, `given_label` and `probability`; what is not in it is 0, and a class
+        without a row is taken to be given rightly
+    classes : K names in index order
+
+    Raises
+    ------
+    WinnowError
+        Where the table is missing or empty, or knows other classes.
+    """
+    if not path.is_file():
+        raise WinnowError(f"{path} is not there, and the loss forward_correction needs it: run `dvc repro`")
+    table = pd.read_csv(path, dtype={"true_label": str, "given_label": str}, keep_default_na=False)
+    if table.empty:
+        raise WinnowError(
+            f"{path} is empty: detect_noise could not say how labels go wrong, which the loss "
+            "forward_correction needs; choose another train.loss, such as generalised_cross_entropy"
+        )
+    try:
+        true, given = (label_indices(table[name], classes) for name in ("true_label", "given_label"))
+    except ValueError as error:
+        raise WinnowError(f"{path} knows other classes than {INGESTED} has: run `dvc repro`") from error
+    matrix = np.zeros((len(classes), len(classes)))
+    matrix[true, given] = table["probability"].to_numpy(np.float64)
+    unknown = np.flatnonzero(matrix.sum(1) == 0)
+    matrix[unknown, unknown] = 1.0
+    return matrix / matrix.sum(1, keepdims=True)
+
+
+def outcome(name: str, summary: Mapping[str, Any]) -> str:
+    """What the stage prints at its end."""
+    kept = summary["kept_epoch"]
+    members = f"{len(kept)} networks, " if isinstance(kept, list) else ""
+    epochs = ", ".join(map(str, kept)) if isinstance(kept, list) else kept
+    said = (
+        f"{name}: {summary['images']} images, {members}{summary['steps']} steps on {summary['device']} in "
+        f"{summary['precision']}; kept epoch {epochs} of {summary['epochs']}"
+    )
+    if "cross_validation" in summary:
+        found = summary["cross_validation"]["balanced_accuracy"]
+        said += f"; balanced accuracy {found['value']:.3f} over the folds that were left out"
+    return said
+
+
+def _figures(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Figures of `summary` as MLflow takes them."""
+    kept = summary["kept_epoch"]
+    figures = {"kept_epoch": float(np.mean(kept))}
+    for metric, interval in summary.get("cross_validation", {}).items():
+        figures |= {
+            f"cross_validation.{metric}" + ("" if end == "value" else f".{end}"): value
+            for end, value in interval.items()
+        }
+    return figures
+
+
+def _shares(
+    data: View, base: Dataset, deltas: Sequence[Dataset], choices: TrainParams, seed: int
+) -> list[Share]:
+    """What each member trains on: all of `data`, or all but its fold."""
+    members = choices.ensemble.members
+    if choices.ensemble.over == "seeds":
+        return [Share(data)] * members
+    tables = [base.samples, *(delta.samples for delta in deltas)]
+    groups = pd.concat([table.set_index("sample_id")["group"] for table in tables])
+    return fold_shares(
+        data,
+        groups.loc[data.sample_ids].to_numpy(object),
+        _made(data, deltas),
+        members,
+        seed,
+        named="train.ensemble.members",
+    )
+
+
+def _deltas(choices: TrainParams) -> list[Dataset]:
+    used = [(choices.use_augmented, AUGMENTED), (choices.use_synthetic, SYNTHETIC_DELTA)]
+    return [read_dataset(folder) for wanted, folder in used if wanted]
+
+
+def _made(data: View, deltas: Sequence[Dataset]) -> NDArray[np.bool_]:
+    """Which samples of the training view are made ones: they stand behind the real ones."""
+    return np.arange(len(data)) >= len(data) - sum(len(delta.samples) for delta in deltas)
+
+
+def _treated(
+    base: Dataset, ledger: pd.DataFrame, deltas: Sequence[Dataset], choices: TrainParams
+) -> tuple[View, dict[str, float]]:
     """The training view with its deltas, and by class what `max_made` scaled made samples by."""
-    deltas = []
-    if choices.use_augmented:
-        deltas.append(read_dataset(AUGMENTED))
-    if choices.use_synthetic:
-        deltas.append(read_dataset(SYNTHETIC_DELTA))
     data = training_view(base, ledger, deltas)
-    made = np.arange(len(data)) >= len(data) - sum(len(delta.samples) for delta in deltas)
-    data, scaled = cap_made(data, made, choices.max_made)
+    data, scaled = cap_made(data, _made(data, deltas), choices.max_made)
     for label, factor in scaled.items():
         print(
             f"train: made samples of {label} scaled by {factor:.3g}: together they would weigh more than "
@@ -126,7 +280,10 @@ def _treated(base: Dataset, ledger: pd.DataFrame, choices: TrainParams) -> tuple
 
 
 def _plain(choices: TrainParams) -> TrainParams:
-    """The section without what treats wrong labels and skewed classes: those are treatments too."""
+    """The section without what treats wrong labels and skewed classes: those are treatments too.
+
+    Network, optimiser and what keeps any network from overfitting (mixing, averages, ensembles) are the same.
+    """
     return choices.model_copy(
         update={"loss": "cross_entropy", "class_weighting": "none", "deferred": 0.0, "sampling": "shuffle"}
     )

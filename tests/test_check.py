@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 
 from stages.check import check_params, main
 from stages.errors import WinnowError
+from stages.learning.networks.zoo import torchvision_names
 from stages.params import Params
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,7 +123,11 @@ def test_flips_elsewhere_are_held_against_the_preset(catalogue: Path, make_param
         ({"backbone": "models/baseline", "pretrained": "ResNet18_Weights.DEFAULT"}, "only one can be used"),
         ({"pretrained": "ResNet18_Weights.BEST"}, "torchvision has no weights of this name"),
         ({"pretrained": "resnet18"}, "torchvision has no weights of this name"),
-        ({"pretrained": "VGG11_Weights.DEFAULT"}, "must be one of resnet18, resnet34, resnet50"),
+        (
+            {"pretrained": "FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1"},
+            "not for a classifier of images; those of torchvision are alexnet, ",
+        ),
+        ({"architecture": "resnet19"}, "there is no network of this name; close to it: resnet9, resnet18"),
         (
             {"pretrained": "ResNet18_Weights.DEFAULT"},
             "say ResNet18_Weights.IMAGENET1K_V1, for which it stands",
@@ -162,7 +167,8 @@ def watch(*paths: str) -> None:
         ("weights.safetensors", "there is no such file, and torchvision has no weights of this name"),
         ("resnet18", "there is no such file, and torchvision has no weights of this name"),
         ("ResNet18_Weights.BEST", "torchvision has no weights of this name"),
-        ("VGG11_Weights.DEFAULT", "must be one of resnet18, resnet34, resnet50"),
+        ("VGG11_Weights.IMAGENET1K_V1", "is for vgg11, which is not in detect_noise.models (resnet18)"),
+        ("FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1", "not for a classifier of images"),
         ("ResNet34_Weights.IMAGENET1K_V1", "is for resnet34, which is not in detect_noise.models (resnet18)"),
         ("ResNet18_Weights.DEFAULT", "say ResNet18_Weights.IMAGENET1K_V1, for which it stands"),
         ("elsewhere", "is a folder; name a file of weights"),
@@ -199,3 +205,61 @@ def test_weights_to_judge_by_that_can_work(catalogue: Path, make_params: Make) -
         assert check_params(make_params(changes)) == []
     (note,) = check_params(make_params({"detect_noise.pretrained": "w.pth"}))
     assert "dvc pull w.pth.dvc" in note
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "said"),
+    [
+        ({"train.model": "smallcnn"}, "train.model = 'smallcnn'", "close to it: small_cnn"),
+        ({"train.model": "resnet18", "train.layers.dropout": 0.1}, "train.model = 'resnet18'", "none of it"),
+        ({"train.model": "gru", "train.layers.residual": True}, "train.model = 'gru'", "residual to false"),
+        (
+            {"train.model": "inception_v3", "ingest.image_size": 8},
+            "train.model = 'inception_v3'",
+            "takes no images of 8×8 pixels",
+        ),
+        (
+            {"detect_noise.models": ["small_cnn", "vit"]},
+            "detect_noise.models = 'vit'",
+            "known are mlp, small_cnn, resnet9, resnet20, resnet32, lstm, gru, any classifier of torchvision",
+        ),
+    ],
+)
+def test_networks_that_there_are_not(
+    catalogue: Path, make_params: Make, changes: dict[str, Any], key: str, said: str
+) -> None:
+    with pytest.raises(WinnowError) as caught:
+        check_params(make_params(changes))
+    assert str(caught.value).startswith(f"{key}: ")
+    assert said in str(caught.value)
+
+
+def test_networks_that_there_are(catalogue: Path, make_params: Make) -> None:
+    for changes in (
+        {"train.model": "mlp", "train.layers.residual": True, "train.layers.stochastic_depth": 0.1},
+        {"train.model": "regnet_y_400mf"},
+        {"train.model": "vit_b_16", "ingest.image_size": 32},
+        {"detect_noise.models": ["lstm", "mobilenet_v3_small"]},
+        {"finetune.pretrained": "models:/winnow@champion"},
+        {"finetune.pretrained": "EfficientNet_V2_S_Weights.IMAGENET1K_V1"},
+    ):
+        assert check_params(make_params(changes)) == []
+
+
+def test_timm_has_to_be_installed_for_its_networks(
+    catalogue: Path, make_params: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    for key in ("train.model", "finetune.pretrained"):
+        with pytest.raises(WinnowError, match=rf"^{key} = 'timm/resnet18': .*pip install winnow\[timm\]"):
+            check_params(make_params({key: "timm/resnet18"}))
+
+
+def test_torchvision_is_not_imported_for_networks_of_our_own(
+    catalogue: Path, make_params: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    torchvision_names.cache_clear()
+    assert check_params(make_params({"train.model": "resnet9", "finetune.architecture": "mlp"})) == []
+    with pytest.raises(ImportError):
+        check_params(make_params({"train.model": "resnet18"}))

@@ -261,3 +261,37 @@ def test_a_damaged_table_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(WinnowError, match=r"issues\.parquet is damaged .*dvc checkout") as caught:
         read_table(path)
     assert "\n" not in str(caught.value)
+
+
+def with_second(dataset: Dataset) -> Dataset:
+    """A second label of every third training sample, in two classes."""
+    second = [["x", "y", None][row % 3] for row in range(len(dataset.samples))]
+    return Dataset(dataset.images, dataset.samples.assign(second_label=second), dataset.classes)
+
+
+def test_second_labels_are_in_every_view_where_the_source_has_them(tiny_dataset):
+    view = split_view(with_second(tiny_dataset), "val")
+    assert view.second_classes == ["x", "y"]
+    assert view.second_labels.tolist() == [0, 1, -1] * 5
+    assert view.take(np.array([2, 0])).second_labels.tolist() == [-1, 0]
+    plain = split_view(tiny_dataset, "val")
+    assert (plain.second_labels, plain.second_classes) == (None, [])
+    assert plain.take(np.arange(3)).second_labels is None
+
+
+def test_copies_have_their_parents_second_label_and_generated_images_none(tiny_dataset):
+    base = with_second(tiny_dataset)
+    parents = base.samples.iloc[[0, 1, 2, 0]]
+    made = parents.drop(columns="second_label").assign(
+        sample_id=list("wxyz"),
+        parent_id=parents["sample_id"],
+        method=["augment", "random", "augment", "gan"],
+    )
+    delta = Dataset(base.images[:4], made, base.classes)
+    view = training_view(base, None, [delta, empty_delta(base)])
+    assert view.second_labels[:3].tolist() == view.second_labels[60:63].tolist() == [0, 1, -1]
+    assert view.second_labels[63] == -1
+    assert training_view(tiny_dataset, None, [delta]).second_labels is None
+    taken = view.take(np.array([63, 0]))
+    assert taken.sample_ids.tolist() == ["z", base.samples["sample_id"][0]]
+    assert taken.images.shape == (2, 16, 16, 1)

@@ -303,3 +303,60 @@ def test_unlabelled_samples_are_counted_and_change_no_score(finished, partly_lab
     page = Path("reports/evaluate/index.html").read_text("utf-8")
     assert "unlabelled, not trained on" in page
     assert "labelled by reviewers" in page
+
+
+def set_temperature(name: str, temperature: float) -> None:
+    path = Path("models", name, "model.json")
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"temperature": temperature}), "utf-8")
+
+
+def test_a_temperature_moves_the_calibration_error_and_no_other_score(finished):
+    evaluate.main([])
+    before = content()
+    set_temperature("finetune", 0.5)
+    evaluate.main([])
+    after = content()
+    assert after["calibration"]["finetune"]["temperature"] == 0.5
+    assert after["calibration"]["baseline"]["temperature"] == 1.0  # a model from before there were any
+    scores = {metric: figures["value"] for metric, figures in before["models"]["finetune"].items()}
+    for metric, figures in after["models"]["finetune"].items():
+        if metric != "expected_calibration_error":
+            assert figures["value"] == scores[metric]
+    old = scores["expected_calibration_error"]
+    assert after["calibration"]["finetune"]["error_before"] == pytest.approx(old, abs=1e-6)
+    assert after["models"]["finetune"]["expected_calibration_error"]["value"] != old
+    page = Path("reports/evaluate/index.html").read_text("utf-8")
+    assert "Probabilities are calibrated on validation: fine-tuned by temperature 0.500" in page
+    assert evaluate.flat_metrics(after)["calibration.finetune.temperature"] == 0.5
+
+
+def test_all_models_are_asked_about_the_same_views(finished, make_params, monkeypatch):
+    from stages.learning import prediction
+
+    seen = []
+    original = prediction.predict
+
+    def spy(model, images, *args, **kwargs):
+        seen.append(kwargs["views"])
+        return original(model, images, *args, **kwargs)
+
+    monkeypatch.setattr(prediction, "predict", spy)
+    params = make_params({"evaluate.test_time": "flip_shift", "evaluate.bootstrap": 100})
+    monkeypatch.setattr("stages.runtime.load_params", lambda: params)
+    evaluate.main([])
+    assert seen == ["flip_shift"] * 3
+    assert "means over changed copies" in Path("reports/evaluate/index.html").read_text("utf-8")
+
+
+def test_what_the_folds_scored_is_told(finished):
+    evaluate.main([])
+    assert content()["cross_validation"] == {}
+    assert "Cross-validation" not in Path("reports/evaluate/index.html").read_text("utf-8")
+    interval = {"value": 0.8125, "low": 0.75, "high": 0.875}
+    write_json(Path("reports/train/summary.json"), {"cross_validation": {"balanced_accuracy": interval}})
+    evaluate.main([])
+    assert content()["cross_validation"] == {"train": {"balanced_accuracy": interval}}
+    assert evaluate.flat_metrics(content())["cross_validation.train.balanced_accuracy"] == 0.8125
+    page = Path("reports/evaluate/index.html").read_text("utf-8")
+    assert "Cross-validation" in page
+    assert "0.750 to 0.875" in page

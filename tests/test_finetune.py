@@ -1,4 +1,6 @@
+import hashlib
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -6,8 +8,9 @@ import torch
 
 from stages import finetune
 from stages.dataset import Dataset, new_folder, write_dataset, write_table
-from stages.learning.models import ModelSpec, build_model
+from stages.learning.models import ModelSpec, build_model, members_of
 from stages.learning.store import load_model, save_model
+from stages.tracking.registered import Registered
 
 TINY = {"train.batch_size": 16, "finetune.head_epochs": 1, "finetune.epochs": 2}
 
@@ -77,11 +80,14 @@ def test_a_torchvision_file_is_a_backbone(prepared, workspace, use_params):
     [
         (
             {"finetune.backbone": "text.pth", "finetune.architecture": "resnet18"},
-            "text.pth is not a weights file",
+            "finetune.backbone: text.pth is not a weights file",
         ),
         ({"finetune.backbone": "gone.pth"}, "gone.pth is not there"),
         ({"finetune.backbone": "data"}, "data/model.json is not there"),
-        ({"finetune.pretrained": "ResNet18"}, "no known name; known: ResNet18_Weights.IMAGENET1K_V1"),
+        (
+            {"finetune.pretrained": "ResNet18"},
+            "finetune.pretrained: 'ResNet18' is no known name; known: ResNet18_Weights",
+        ),
     ],
 )
 def test_a_backbone_that_is_none_is_one_clear_line(prepared, workspace, use_params, capsys, changes, message):
@@ -94,3 +100,136 @@ def test_a_backbone_that_is_none_is_one_clear_line(prepared, workspace, use_para
     assert len(err) == 1
     assert message in err[0]
     assert not (workspace / "models/finetune").exists()
+
+
+@pytest.mark.parametrize("mode", ["feature_extraction", "gradual", "layer_wise", "full"])
+def test_the_summary_lists_the_phases_of_the_mode(prepared, workspace, use_params, mode):
+    use_params({"finetune.mode": mode, "finetune.learning_rate": 0.01})
+    finetune.main([])
+    report = json.loads((workspace / "reports/finetune/summary.json").read_text())
+    history = pd.read_csv(workspace / "reports/finetune/history.csv")
+    assert report["mode"] == mode
+    assert sum(phase["epochs"] for phase in report["phases"]) == len(history)
+    assert report["steps"] == 4 * len(history)
+    assert all(1 <= phase["kept_epochs"][0] <= phase["epochs"] for phase in report["phases"])
+    assert report["phases"][0]["features_computed_once"] == (mode == "feature_extraction")
+    before, after = load_model(workspace / "models/train"), load_model(workspace / "models/finetune")
+    kept = torch.equal(next(before.backbone.parameters()), next(after.backbone.parameters()))
+    assert kept == (mode == "feature_extraction")
+    assert not (workspace / ".winnow/finetune").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"finetune.mode": "full", "finetune.backbone_lr_factor": 0.0}, "mode full trains the backbone"),
+        ({"finetune.coral": 1.0}, "samples of the split `unlabeled`"),
+        ({"finetune.mode": "feature_extraction", "finetune.coral": 1.0}, "coral must be 0"),
+    ],
+)
+def test_choices_that_make_no_sense_leave_nothing_behind(
+    prepared, workspace, use_params, capsys, changes, message
+):
+    use_params(changes)
+    with pytest.raises(SystemExit) as error:
+        finetune.main([])
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (workspace / "models/finetune").exists()
+
+
+def test_unlabelled_images_serve_to_adapt(prepared, workspace, use_params):
+    ledger = pd.read_parquet(workspace / "data/curated/ledger.parquet")
+    ledger.loc[:3, ["split", "label", "given_label"]] = ["unlabeled", None, None]
+    ledger.loc[0, "action"] = "drop"
+    ledger.to_parquet(workspace / "data/curated/ledger.parquet", index=False)
+    states = []
+    for changes in ({}, {"finetune.coral": 10.0}, {"finetune.adapt_batch_norm": True}):
+        use_params({"finetune.learning_rate": 0.01} | changes)
+        finetune.main([])
+        report = json.loads((workspace / "reports/finetune/summary.json").read_text())
+        assert (report["images"], report["unlabeled_images"]) == (56, 3)
+        states.append(load_model(workspace / "models/finetune").head.weight)
+    assert not torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def test_each_member_of_an_ensemble_is_adapted(prepared, workspace, use_params):
+    spec = ModelSpec("small_cnn", list("abc"), (16, 16, 1), [0.3], [0.3], members=2)
+    with new_folder(workspace / "models/train") as folder:
+        save_model(folder, build_model(spec, seed=0))
+    use_params({"finetune.head_epochs": 0, "finetune.epochs": 1})
+    finetune.main([])
+    model = load_model(workspace / "models/finetune")
+    assert model.spec.members == 2
+    pairs = zip(members_of(load_model(workspace / "models/train")), members_of(model), strict=True)
+    assert not any(torch.equal(before.head.weight, after.head.weight) for before, after in pairs)
+    report = json.loads((workspace / "reports/finetune/summary.json").read_text())
+    assert [len(phase["kept_epochs"]) for phase in report["phases"]] == [2]
+
+
+def test_a_second_column_of_labels_has_a_head_of_its_own(prepared, workspace, use_params):
+    """Which half of the day: known of most, and to be seen in the images."""
+    samples = prepared.samples.assign(second_label=prepared.samples["label"].map(
+        {"a": "morning", "b": "evening", "c": "evening"}
+    ))  # fmt: skip
+    samples.loc[:2, "second_label"] = None
+    with new_folder(workspace / "data/ingested") as folder:
+        write_dataset(folder, Dataset(prepared.images, samples, prepared.classes))
+    use_params({"finetune.epochs": 8, "finetune.learning_rate": 0.01, "finetune.backbone_lr_factor": 1.0})
+    finetune.main([])
+    report = json.loads((workspace / "reports/finetune/summary.json").read_text())
+    assert report["second_head"]["images"] == 15
+    assert report["second_head"]["accuracy"] > 0.8
+    model = load_model(workspace / "models/finetune")
+    assert model.spec.second_classes == ["evening", "morning"]
+
+
+def test_killed_between_two_phases_it_goes_on_and_writes_the_same(
+    prepared, workspace, use_params, monkeypatch
+):
+    use_params()
+    finetune.main([])
+    names = ["models/finetune/model.safetensors", "reports/finetune/summary.json"]
+    whole = [(workspace / name).read_bytes() for name in names]
+
+    from stages.learning import loop
+    from stages.learning.transfer import modes
+
+    epochs = []
+
+    def fit(*given, on_epoch=None, **rest):
+        def count(row):
+            epochs.append(row["epoch"])
+            if len(epochs) == 2:  # the first of the second phase
+                raise InterruptedError
+
+        return loop.fit(*given, on_epoch=count, **rest)
+
+    monkeypatch.setattr(modes, "fit", fit)
+    with pytest.raises(InterruptedError):
+        finetune.main([])
+    assert (workspace / ".winnow/finetune").is_dir()
+    finetune.main([])
+    assert [(workspace / name).read_bytes() for name in names] == whole
+    assert not (workspace / ".winnow/finetune").exists()
+
+
+def test_of_a_registered_model_the_summary_says_which_version_it_was(
+    prepared, workspace, use_params, monkeypatch
+):
+    asked = []
+
+    def download_model(uri, into):
+        asked.append(uri)
+        shutil.copytree(workspace / "models/train", into)
+        return Registered("winnow", "3", into)
+
+    monkeypatch.setattr(finetune, "download_model", download_model)
+    use_params({"finetune.pretrained": "models:/winnow@champion", "finetune.epochs": 0})
+    finetune.main([])
+    report = json.loads((workspace / "reports/finetune/summary.json").read_text())
+    digest = hashlib.sha256((workspace / "models/train/model.safetensors").read_bytes()).hexdigest()
+    assert asked == ["models:/winnow@champion"]
+    assert report["registered"] == {"name": "winnow", "version": "3", "sha256": digest}
+    assert report["backbone"] == "models:/winnow/3 with its head"

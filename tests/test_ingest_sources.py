@@ -20,7 +20,7 @@ import pytest
 from ingesting import change_params, fails, noise, run, samples, summary
 from PIL import Image
 
-from stages.dataset import INGESTED, read_dataset
+from stages.dataset import INGESTED, read_dataset, split_view
 
 CLASSES = ["cat", "dog"]
 SPLITS = {"train": 14, "val": 4, "test": 6}
@@ -259,6 +259,36 @@ def _with_groups(table: pd.DataFrame, root: Path) -> None:
     )
     table.loc[seeds < 4, "label"] = None
     table.to_csv(root / "labels.csv", index=False)
+
+
+def test_a_second_column_of_labels_is_read_where_it_is_named() -> None:
+    manifest(write=_with_fabrics)
+    run()
+    assert "second_label" not in samples().columns
+    change_params(ingest__columns__second_label="fabric")
+    run()
+    table = samples()
+    seeds = table["source"].str.extract(r"(\d+)", expand=False).astype(int)
+    assert table["second_label"].isna().tolist() == (seeds < 4).tolist()
+    assert set(table["second_label"].dropna()) == {"silk", "wool"}
+    view = split_view(read_dataset(INGESTED), "train")
+    known = table[table["split"] == "train"]["second_label"]
+    names = [view.second_classes[code] if code >= 0 else None for code in view.second_labels]
+    assert names == known.astype(object).where(known.notna(), None).tolist()
+
+
+def _with_fabrics(table: pd.DataFrame, root: Path) -> None:
+    seeds = table["path"].str.extract(r"(\d+)", expand=False).astype(int)
+    fabrics = [None if seed < 4 else "wool" if seed % 2 else "silk" for seed in seeds]
+    table.assign(fabric=fabrics).to_csv(root / "labels.csv", index=False)
+
+
+def test_a_second_column_needs_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    split_folders()
+    change_params(ingest__columns__second_label="fabric")
+    line = fails(capsys)
+    assert "ingest.columns.second_label = 'fabric', but ingest.source" in line
+    assert "bring a manifest, or set it to null" in line
 
 
 def test_a_group_column_that_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -14,6 +15,8 @@ from stages.dataset import (
     write_dataset,
     write_table,
 )
+from stages.errors import WinnowError
+from stages.learning.models import members_of
 from stages.learning.store import load_model
 
 TINY = {
@@ -214,3 +217,137 @@ def test_the_sources_weights_reach_both_models_and_labelled_samples_the_treated_
     # both count their steps by the ingested training split
     assert summary(workspace, "train")["steps"] == 2 * 4
     assert summary(workspace, "baseline")["steps"] == (2 + 1 + 2) * 4
+
+
+def use(make_params, monkeypatch, **changes) -> None:
+    params = make_params(TINY | {f"train.{name}": value for name, value in changes.items()})
+    monkeypatch.setattr("stages.runtime.load_params", lambda: params)
+
+
+def spy_on_fits(monkeypatch) -> list[dict]:
+    """The training view, the seed and the rest of each call of the training loop."""
+    calls = []
+    original = train.fit
+
+    def spy(model, data, *args, **kwargs):
+        calls.append({"data": data, **kwargs})
+        return original(model, data, *args, **kwargs)
+
+    monkeypatch.setattr(train, "fit", spy)
+    return calls
+
+
+def test_a_model_is_calibrated_on_validation_and_says_so(prepared, workspace):
+    train.main([])
+    told = summary(workspace, "train")
+    assert load_model(workspace / "models/train").spec.temperature == told["temperature"] != 1.0
+    assert 0 <= told["wrong_validation_labels"] <= 0.6
+    assert not (workspace / ".winnow/train/train").exists()
+
+
+def test_an_ensemble_over_seeds_is_one_model_of_different_networks(
+    prepared, workspace, make_params, monkeypatch
+):
+    train.main([])
+    single = load_model(workspace / "models/train").state_dict()
+    use(make_params, monkeypatch, ensemble={"members": 2, "over": "seeds"})
+    calls = spy_on_fits(monkeypatch)
+    train.main([])
+    model = load_model(workspace / "models/train")
+    first, second = members_of(model)
+    assert model.spec.members == 2
+    assert not np.array_equal(first.head.weight.detach(), second.head.weight.detach())
+    # the first member is the model that there is without an ensemble
+    assert all(np.array_equal(tensor, single[name]) for name, tensor in first.state_dict().items())
+    assert [len(call["data"]) for call in calls] == [69, 69]
+    assert [call["description"] for call in calls] == ["train 1/2", "train 2/2"]
+    assert len({call["keep_in"] for call in calls}) == len({call["seed"] for call in calls}) == 2
+    told = summary(workspace, "train")
+    assert len(told["kept_epoch"]) == 2
+    assert "cross_validation" not in told
+    assert len(pd.read_csv(workspace / "reports/train/history.csv")) == 2
+
+
+def test_an_ensemble_over_folds_is_cross_validated_on_real_images(
+    prepared, workspace, make_params, monkeypatch, capsys
+):
+    use(make_params, monkeypatch, ensemble={"members": 3, "over": "folds"})
+    calls = spy_on_fits(monkeypatch)
+    train.main([])
+    assert len(members_of(load_model(workspace / "models/train"))) == 3
+    parents = {
+        row["sample_id"]: row["parent_id"]
+        for method, count in (("augment", 6), ("gan", 4))
+        for row in delta_of(prepared, method, count).samples.to_dict("records")
+    }
+    everyone = set(calls[0]["data"].sample_ids) | set(calls[1]["data"].sample_ids)
+    for call in calls:
+        seen = set(call["data"].sample_ids)
+        assert all((made in seen) == (parent in seen) for made, parent in parents.items())
+        assert seen < everyone
+    folds = pd.read_csv(workspace / "reports/train/cross_validation.csv")
+    assert folds["fold"].tolist() == [1, 2, 3]
+    assert folds["images"].sum() == 59
+    told = summary(workspace, "train")["cross_validation"]
+    assert told["accuracy"]["value"] == pytest.approx(folds["accuracy"].mean(), abs=1e-5)
+    assert told["macro_f1"]["low"] <= told["macro_f1"]["value"] <= told["macro_f1"]["high"]
+    assert "over the folds that were left out" in capsys.readouterr().out
+
+
+def test_too_many_folds_are_refused_by_the_name_of_the_key(
+    prepared, workspace, make_params, monkeypatch, capsys
+):
+    use(make_params, monkeypatch, ensemble={"members": 40, "over": "folds"})
+    with pytest.raises(SystemExit):
+        train.main([])
+    assert "train.ensemble.members = 40, but the commonest class has 29" in capsys.readouterr().err
+    assert not (workspace / "models").exists()
+
+
+def test_the_baseline_keeps_regularisers_and_leaves_treatments_out(make_params):
+    choices = make_params(
+        {"train.loss": "ldam", "train.class_weighting": "effective", "train.deferred": 0.8,
+         "train.mixup": 0.2, "train.average_weights": 0.99, "train.sampling": "balanced"}
+    ).train  # fmt: skip
+    plain = train._plain(choices)
+    assert (plain.loss, plain.class_weighting, plain.deferred) == ("cross_entropy", "none", 0.0)
+    assert (plain.sampling, plain.mixup, plain.average_weights) == ("shuffle", 0.2, 0.99)
+
+
+def write_transition(workspace, text: str):
+    path = workspace / "reports/detect_noise/transition.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"true_label,given_label,probability\n{text}")
+    return path
+
+
+def test_forward_correction_takes_the_transition_that_the_noise_stage_estimated(
+    prepared, workspace, make_params, monkeypatch
+):
+    write_transition(workspace, "a,a,0.9\na,b,0.1\nb,b,0.75\nb,c,0.25\nc,c,1\n")
+    use(make_params, monkeypatch, loss="forward_correction")
+    calls = spy_on_fits(monkeypatch)
+    train.main([])
+    train.main(["--view", "raw"])
+    assert calls[0]["transition"].tolist() == [[0.9, 0.1, 0], [0, 0.75, 0.25], [0, 0, 1]]
+    assert calls[1]["transition"] is None
+
+
+def test_a_transition_is_read_back_whatever_classes_are_called(workspace):
+    path = write_transition(workspace, "1,NA,0.333333\n1,1,0.333333\nNA,NA,1\n")
+    matrix = train.read_transition(path, ["1", "NA", "x"])
+    np.testing.assert_allclose(matrix, [[0.5, 0.5, 0], [0, 1, 0], [0, 0, 1]])
+
+
+def test_without_a_usable_transition_it_says_what_to_do(
+    prepared, workspace, make_params, monkeypatch, capsys
+):
+    use(make_params, monkeypatch, loss="forward_correction")
+    with pytest.raises(SystemExit) as error:
+        train.main([])
+    assert error.value.code == 2
+    assert "transition.csv is not there" in capsys.readouterr().err
+    with pytest.raises(WinnowError, match=r"is empty.*choose another train\.loss"):
+        train.read_transition(write_transition(workspace, ""), ["a", "b"])
+    with pytest.raises(WinnowError, match="knows other classes"):
+        train.read_transition(write_transition(workspace, "a,z,1\n"), ["a", "b"])

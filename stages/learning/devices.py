@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import psutil
 import torch
+from torch import Tensor
 
 from stages.errors import WinnowError
 from stages.learning.names import Device
@@ -48,3 +50,22 @@ def choose_autocast(device: torch.device, precision: str) -> Autocast:
     if precision != "auto":
         return Autocast(device.type, precision == "bf16")
     return Autocast(device.type, computes_in_bf16(device))
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` of the host on `device`, without waiting for what computes there.
+
+    From memory that is not pinned CUDA copies only when all before it is done; so would the host wait.
+    """
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free for tensors on `device` now."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # What torch holds in reserve is taken as the driver sees it, and free as we do.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(psutil.virtual_memory().available)

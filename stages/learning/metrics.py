@@ -22,6 +22,7 @@ METRICS = (
     "expected_calibration_error",
     "accuracy",
 )
+FOLD_METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 _CELLS = 4_000_000  # of a chunk of resample counts: 32 MB
 
 Floats = NDArray[np.float64]
@@ -200,11 +201,54 @@ def reliability(
     return confidence, accuracy, counts.astype(np.int64)
 
 
+def calibration_error(labels: Integers, probabilities: Probabilities, bins: int) -> float:
+    """Expected calibration error, 0 to 1: how far confidence is from accuracy, over `bins` of confidence."""
+    scores = _ImageSums(labels, probabilities, bins).scores(np.ones((len(labels), 1)))
+    return float(scores["expected_calibration_error"][0])
+
+
 def _bin_gaps(probabilities: Probabilities, hit: NDArray[np.bool_], bins: int) -> tuple[Integers, Floats]:
     """The confidence bin of each image, (low, high], and by how much hit (0 or 1) exceeds confidence."""
     confidence = probabilities.max(1).astype(np.float64)
     place = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1).astype(np.int64)
     return place, hit - confidence
+
+
+def scores_of(labels: Integers, probabilities: Probabilities) -> dict[str, float]:
+    """`FOLD_METRICS` of one model; a class without images does not enter the means.
+
+    Parameters
+    ----------
+    labels : int64, N, at least one
+    probabilities : N×K
+    """
+    found = _ImageSums(labels, probabilities, 1).scores(np.ones((len(labels), 1)))
+    return {metric: float(found[metric][0]) for metric in FOLD_METRICS}
+
+
+def fold_means(folds: pd.DataFrame, confidence: float = 0.95) -> dict[str, dict[str, float]]:
+    """Each of `FOLD_METRICS` as the mean over the folds (`value`), with a t interval (`low`, `high`).
+
+    The folds' training sets overlap, so that the interval is somewhat too narrow (Bengio & Grandvalet, No
+    Unbiased Estimator of the Variance of K-Fold Cross-Validation, JMLR 5, 2004).
+
+    Parameters
+    ----------
+    folds : a row a fold; of a single one the interval is the value
+    confidence : of the interval, 0 to 1
+    """
+    from scipy.stats import t as student
+
+    means = {}
+    for metric in FOLD_METRICS:
+        values = folds[metric].to_numpy(np.float64)
+        half = 0.0
+        if len(values) > 1:
+            quantile = float(student.ppf((1 + confidence) / 2, len(values) - 1))
+            half = quantile * float(values.std(ddof=1)) / len(values) ** 0.5
+        mean = float(values.mean())
+        means[metric] = Interval(mean, mean - half, mean + half).rounded()
+    return means
 
 
 def confusion(labels: Integers, predicted: Integers, classes: int) -> Integers:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +23,8 @@ class Layers:
     Attributes
     ----------
     activation : see `stages.learning.networks.layers`
-    initialisation : `auto` fits the activation: He for the kinked ones, Xavier for sigmoid and tanh
+    initialisation : `auto` fits the activation: Xavier for sigmoid and tanh, He for the others, with
+        the scale left to the normalisation where there is one
     normalisation : after each layer
     dropout : chance of each feature to be zeroed before the head; between layers of MLPs and recurrent nets
     stochastic_depth : chance of the last residual block to be skipped, rising to it from 0 (Huang et al.,
@@ -98,10 +102,17 @@ class ModelSpec:
 
 
 class Classifier(nn.Module):
-    """Backbone and linear head around the normalisation.
+    """Backbone and linear heads around the normalisation.
 
     `forward` takes uint8 images N×H×W×C, as the dataset holds them, and returns logits N×K;
-    `embed` returns the backbone's features N×D.
+    `embed` returns the backbone's features N×D, of which `classify` makes the logits.
+
+    Attributes
+    ----------
+    spec : what it was built from
+    backbone : from normalised pixels to features
+    head : from features to logits
+    second_head : to those of `spec.second_classes`; None where there are none
     """
 
     mean: Tensor
@@ -112,9 +123,15 @@ class Classifier(nn.Module):
         self.spec = spec
         self.backbone, width = build_backbone(spec)
         self.head = nn.Linear(width, len(spec.classes))
+        self.second_head = nn.Linear(width, len(spec.second_classes)) if spec.second_classes else None
         # Not persistent: model.json says them, and one source is enough.
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
+
+    @property
+    def width(self) -> int:
+        """The number D of features."""
+        return self.head.in_features
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 N×H×W×C to normalised float32 N×C×H×W, in channels-last memory."""
@@ -126,20 +143,107 @@ class Classifier(nn.Module):
         features: Tensor = self.backbone(self.normalise(images))
         return features
 
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits N×K of features N×D."""
+        logits: Tensor = self.head(features)
+        return logits
+
+    def classify_second(self, features: Tensor) -> Tensor:
+        """Logits of the second head for features N×D; a ValueError where there is none."""
+        if self.second_head is None:
+            raise ValueError("the model has no second head")
+        logits: Tensor = self.second_head(features)
+        return logits
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits, N×K."""
-        logits: Tensor = self.head(self.embed(images))
-        return logits
+        return self.classify(self.embed(images))
+
+
+class Ensemble(Classifier):
+    """Several classifiers as one, whose probabilities are the mean of theirs.
+
+    Logits are the logarithm of that mean, so that softmax gives it back; features are those of all members
+    side by side, N×(M·D). It has no backbone and no heads: to train, take its `members`.
+
+    Attributes
+    ----------
+    spec : that of the members, with their number
+    members : the classifiers
+    """
+
+    def __init__(self, members: Sequence[Classifier]) -> None:
+        nn.Module.__init__(self)
+        # A temperature is for the mean, whatever the members had by themselves.
+        specs = [replace(member.spec, temperature=1.0) for member in members]
+        if not specs or any(spec != specs[0] for spec in specs) or specs[0].members != 1:
+            raise ValueError("an ensemble is of one classifier or more, all built from the same description")
+        self.spec = replace(specs[0], members=len(members))
+        self.members = nn.ModuleList(members)
+
+    @property
+    def width(self) -> int:
+        """The number of features of all members together."""
+        return sum(member.width for member in members_of(self))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """As each member does."""
+        return members_of(self)[0].normalise(images)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Features of all members side by side, N×(M·D)."""
+        pixels = self.normalise(images)
+        return torch.cat([member.backbone(pixels) for member in members_of(self)], 1)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logarithms of the members' mean probabilities, N×K."""
+        members = members_of(self)
+        parts = features.split([member.width for member in members], 1)
+        return _log_mean([member.classify(part) for member, part in zip(members, parts, strict=True)])
+
+    def classify_second(self, features: Tensor) -> Tensor:
+        """The same for the second head."""
+        members = members_of(self)
+        parts = features.split([member.width for member in members], 1)
+        return _log_mean([member.classify_second(part) for member, part in zip(members, parts, strict=True)])
+
+
+def members_of(model: Classifier) -> list[Classifier]:
+    """The classifiers that a model is made of: an ensemble's members, or the model itself."""
+    if not isinstance(model, Ensemble):
+        return [model]
+    return [member for member in model.members if isinstance(member, Classifier)]
+
+
+def member_seed(seed: int, index: int) -> int:
+    """The seed of an ensemble's member: `seed` itself for the first, unrelated ones for the others."""
+    if index == 0:
+        return seed
+    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
 
 
 def build_model(spec: ModelSpec, *, seed: int) -> Classifier:
     """A freshly initialised model; the same seed gives the same weights.
 
+    With `spec.members` above one it is an `Ensemble`, each member from a seed of its own (`member_seed`).
+
     Raises
     ------
     WinnowError
-        For an unknown architecture; the message lists the known ones.
+        For an unknown architecture (the message lists the known ones), for layers that it cannot be
+        built of, and for images that it does not take.
     """
+    if spec.members > 1:
+        single = replace(spec, members=1)
+        ensemble = Ensemble([build_model(single, seed=member_seed(seed, at)) for at in range(spec.members)])
+        ensemble.spec = spec
+        return ensemble
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Classifier(spec).to(memory_format=torch.channels_last)
+
+
+def _log_mean(logits: list[Tensor]) -> Tensor:
+    """Logarithm of the mean probabilities of logits N×K each."""
+    stacked = torch.stack([one.log_softmax(1) for one in logits])
+    return stacked.logsumexp(0) - math.log(len(logits))

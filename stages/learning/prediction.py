@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from stages.learning.devices import choose_autocast, choose_device
+from stages.learning.devices import Autocast, choose_autocast, choose_device
 from stages.learning.models import Classifier
-from stages.learning.names import Device, Precision
+from stages.learning.names import Device, Precision, TestTime
 
 _PREDICT_BATCH = 512
 
@@ -19,24 +22,83 @@ def predict(
     images: NDArray[np.uint8],
     device: Device = "auto",
     precision: Precision = "fp32",
+    views: TestTime = "none",
+    temperature: float | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Class probabilities (N×K, rows sum to 1) and embeddings (N×D) of uint8 images N×H×W×C.
 
-    `precision` is the backbone's; the head computes in float32, so that probabilities do not tie.
+    Parameters
+    ----------
+    model : a classifier, or an ensemble, whose members' probabilities are averaged
+    images : uint8, N×H×W×C
+    device : see `choose_device`
+    precision : the backbone's; the head computes in float32, so that probabilities do not tie
+    views : of which the mean probability is taken, see `views_of`; embeddings are of the image itself
+    temperature : what logits are divided by; None: the model's own
     """
+    divisor = model.spec.temperature if temperature is None else temperature
+    probabilities, embeddings = [], []
+    for batch, autocast in _batches(model, images, device, precision):
+        every = []
+        for number, view in enumerate(views_of(batch, views)):
+            logits, features = _logits(model, view, autocast)
+            every.append((logits / divisor).softmax(1))
+            if number == 0:
+                embeddings.append(features.cpu().numpy())
+        mean = every[0] if len(every) == 1 else torch.stack(every).mean(0)
+        probabilities.append(mean.cpu().numpy())
+    if not probabilities:
+        return np.zeros((0, len(model.spec.classes)), np.float32), np.zeros((0, model.width), np.float32)
+    return np.concatenate(probabilities), np.concatenate(embeddings)
+
+
+@torch.inference_mode()
+def predict_logits(
+    model: Classifier, images: NDArray[np.uint8], device: Device = "auto", precision: Precision = "fp32"
+) -> NDArray[np.float32]:
+    """Logits (N×K, N at least 1) of uint8 images N×H×W×C, not divided by any temperature."""
+    parts = _batches(model, images, device, precision)
+    return np.concatenate([_logits(model, batch, autocast)[0].cpu().numpy() for batch, autocast in parts])
+
+
+def views_of(images: Tensor, views: TestTime) -> Iterator[Tensor]:
+    """Copies of a batch that a model is asked about, the batch itself first.
+
+    `flip` adds mirror images. `shift` adds what lies one pixel up and left, and one pixel down and right,
+    with the edge repeated. `flip_shift` has the six of both (as in Jordan, arXiv 2404.00498, section 3.6).
+
+    Parameters
+    ----------
+    images : uint8, N×H×W×C
+    """
+    copies = [images]
+    if views in ("shift", "flip_shift"):
+        height, width = images.shape[1:3]
+        # Padding by repetition is there for floating point alone; indices do it as well.
+        for by in (-1, 1):
+            rows = (torch.arange(height, device=images.device) + by).clamp(0, height - 1)
+            columns = (torch.arange(width, device=images.device) + by).clamp(0, width - 1)
+            copies.append(images[:, rows][:, :, columns])
+    yield from copies
+    if views in ("flip", "flip_shift"):
+        for copy in copies:
+            yield copy.flip(2)
+
+
+def _batches(
+    model: Classifier, images: NDArray[np.uint8], device: Device, precision: Precision
+) -> Iterator[tuple[Tensor, Autocast]]:
+    """Batches on the device, where the model is put too."""
     target = choose_device(device)
     autocast = choose_autocast(target, precision)
     model.to(target).eval()
-    probabilities, embeddings = [], []
     for start in range(0, len(images), _PREDICT_BATCH):
-        batch = torch.from_numpy(np.array(images[start : start + _PREDICT_BATCH])).to(target)
-        with autocast.context():
-            features = model.embed(batch)
-        features = features.float()
-        probabilities.append(model.head(features).softmax(1).float().cpu().numpy())
-        embeddings.append(features.cpu().numpy())
-    if not probabilities:
-        return np.zeros((0, len(model.spec.classes)), np.float32), np.zeros(
-            (0, model.head.in_features), np.float32
-        )
-    return np.concatenate(probabilities), np.concatenate(embeddings)
+        yield torch.from_numpy(np.array(images[start : start + _PREDICT_BATCH])).to(target), autocast
+
+
+def _logits(model: Classifier, batch: Tensor, autocast: Autocast) -> tuple[Tensor, Tensor]:
+    """Logits N×K and features N×D, float32."""
+    with autocast.context():
+        features = model.embed(batch)
+    features = features.float()
+    return model.classify(features), features

@@ -29,7 +29,7 @@ class LossOptions:
     forget_rate : of co-teaching: the share of each batch that is left out once training is under way,
         which should be the share of wrong labels
     focal_gamma : 0 is cross-entropy
-    ldam_margin, ldam_scale : the largest margin, and what the logits are multiplied by
+    ldam_margin, ldam_scale : their product is the largest margin, in logits
     effective_beta : of effective-number class weights
     """
 
@@ -41,7 +41,7 @@ class LossOptions:
     forget_rate: float = 0.2
     focal_gamma: float = 2.0
     ldam_margin: float = 0.5
-    ldam_scale: float = 30.0
+    ldam_scale: float = 15.0
     effective_beta: float = 0.9999
 
 
@@ -60,7 +60,7 @@ class Recipe:
     schedule : one_cycle (Smith & Topin, arXiv 1708.07120), cosine, step (a tenth at 60 % and at 80 % of
         the budget) or constant
     warm_up : share of the budget in which the rate rises from a tenth to its peak
-    weight_decay : decoupled, with every optimiser
+    weight_decay : decoupled, with every optimiser; adam with it is adamw, and as it was published with `l2`
     l1, l2 : added to the loss: `l1` times the sum of absolute weights, `l2` / 2 times that of squares
     clip_norm, clip_value : gradients are scaled to this norm at most, each entry cut to this value; None: not
     average : decay of the moving average of the weights that is scored and kept; 0: the weights themselves

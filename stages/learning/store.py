@@ -25,9 +25,20 @@ def save_model(folder: Path, model: Classifier) -> None:
 
 
 def load_model(folder: Path) -> Classifier:
-    """Rebuild a model that `save_model` wrote."""
+    """Rebuild a model that `save_model` wrote.
+
+    Raises
+    ------
+    WinnowError
+        Where a file is missing or damaged, or the two do not belong together.
+    """
     model = build_model(read_spec(folder), seed=0)
-    model.load_state_dict(read_weights(folder / WEIGHTS))
+    try:
+        model.load_state_dict(read_weights(folder / WEIGHTS))
+    except RuntimeError as error:
+        raise WinnowError(
+            f"{folder / WEIGHTS} does not fit {SPEC} beside it: {' '.join(str(error).split())[:200]}"
+        ) from error
     return model.eval()
 
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +11,10 @@ from numpy.typing import NDArray
 
 from stages.dataset import View
 from stages.errors import WinnowError
-from stages.learning.devices import choose_device, computes_in_bf16
+from stages.learning import digest
 from stages.learning.models import Classifier, ModelSpec, build_model
 from stages.learning.names import Device
-from stages.learning.networks.zoo import TORCHVISION
+from stages.learning.networks import is_torchvision
 from stages.learning.recipe import Recipe, steps_per_epoch
 from stages.learning.store import SPEC, read_spec
 from stages.learning.transfer.sources import backbone_from, pretrained_from_torchvision
@@ -26,11 +22,8 @@ from stages.learning.transfer.sources import backbone_from, pretrained_from_torc
 _BACKBONE_LR_FACTOR = 0.1  # of pretrained weights, which a fresh head's rate would wash out
 _WEIGHTS = {".safetensors", ".pt", ".pth", ".bin"}
 # In stages/; tests/noise/test_ensemble.py holds it against what folds.py imports.
-_CODE = [
-    "checkpoints.py",
-    *(f"noise/{name}.py" for name in ("folds", "splitting", "ensemble")),
-    *(f"learning/{name}.py" for name in ("loop", "models", "store", "transfer")),
-]
+_CODE = ["checkpoints.py", "learning", "noise/ensemble.py", "noise/folds.py"]
+_LIBRARIES = ("numpy", "scikit-learn", "torch", "torchvision")
 
 
 @dataclass(frozen=True)
@@ -69,7 +62,7 @@ class Ensemble:
             return None
         if _is_file(self.pretrained):
             return self.models[-1]
-        return self.pretrained.split("_", maxsplit=1)[0].lower()
+        return self.pretrained.partition(".")[0].removesuffix("_Weights").lower()
 
     def start(self, architecture: str, spec: ModelSpec, seed: int) -> Classifier:
         """A model to train, around the pretrained backbone where that is of this architecture.
@@ -100,7 +93,7 @@ class Ensemble:
         if self.pretrained is None:
             return
         architecture = self.pretrained_architecture
-        if architecture in TORCHVISION and architecture not in self.models:
+        if is_torchvision(architecture) and architecture not in self.models:
             raise WinnowError(
                 f"detect_noise.pretrained = {self.pretrained!r} is for {architecture}, which is not in "
                 f"detect_noise.models ({', '.join(self.models)}): add it there"
@@ -134,16 +127,11 @@ def inputs_digest(
     Data, choices, seed, the code of this room and of the training loop, the libraries, and the
     machine's arithmetic: a fold that was computed from anything else is not this one's.
     """
-    digest = hashlib.sha256()
-    for array in (train.images, train.labels, train.weights, others, groups):
-        if array is not None:
-            digest.update(f"{array.dtype.str} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
-    for path in _files(ensemble.pretrained):
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    facts = [train.classes, groups is None, asdict(ensemble), seed, _arithmetic(device), _libraries()]
-    digest.update(json.dumps(facts).encode())
-    return digest.hexdigest()
+    arrays = (train.images, train.labels, train.weights, others, groups)
+    facts = [train.classes, asdict(ensemble), seed]
+    return digest.inputs_digest(
+        arrays, _files(ensemble.pretrained), facts, device=device, libraries=_LIBRARIES
+    )
 
 
 def _is_file(name: str) -> bool:
@@ -162,27 +150,6 @@ def _refuse_own_model(source: Path, spec: ModelSpec) -> None:
 
 
 def _files(pretrained: str | None) -> Iterable[Path]:
-    stages = Path(__file__).resolve().parent.parent
-    for name in _CODE:
-        yield stages / name
+    yield from digest.code_files(_CODE)
     if pretrained is not None and Path(pretrained).is_file():
         yield Path(pretrained)
-
-
-def _arithmetic(device: Device) -> list[object]:
-    """What decides how numbers are rounded, and in which order they are added."""
-    import torch
-
-    target = choose_device(device)
-    name = torch.cuda.get_device_name() if target.type == "cuda" else platform.machine()
-    return [
-        target.type,
-        name,
-        torch.backends.cpu.get_cpu_capability(),
-        computes_in_bf16(target),
-        torch.get_num_threads(),
-    ]
-
-
-def _libraries() -> list[str]:
-    return [f"{name} {version(name)}" for name in ("numpy", "scikit-learn", "torch", "torchvision")]

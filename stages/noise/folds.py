@@ -23,8 +23,8 @@ from stages.learning.loop import fit
 from stages.learning.models import Classifier, ModelSpec
 from stages.learning.names import Device
 from stages.learning.prediction import predict
+from stages.learning.splitting import Fold, split_folds
 from stages.noise.ensemble import Ensemble, inputs_digest
-from stages.noise.splitting import Fold, split_folds
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,10 @@ def _plan(
     """Repeat, architecture and fold of each model to train; architectures share the folds of a repeat."""
     if ensemble.repeats < 1 or not ensemble.models:
         raise ValueError("repeats and models must be at least 1")
-    repeats = [split_folds(train.labels, groups, ensemble.folds, seed + r) for r in range(ensemble.repeats)]
+    repeats = [
+        split_folds(train.labels, groups, ensemble.folds, seed + number, named="detect_noise.folds")
+        for number in range(ensemble.repeats)
+    ]
     return [
         (repeat, model, fold)
         for repeat, parts in enumerate(repeats)

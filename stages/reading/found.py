@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,9 @@ class Found:
     width, height : int32, native size in pixels, upright
     source : string; where it came from, for tables
     classes : class names in index order
+    second : int32, index into `second_classes`, `NO_LABEL` where there is none; None where the source has
+        no second column of labels
+    second_classes : its class names, sorted
     """
 
     place: NDArray[np.int64]
@@ -48,6 +51,8 @@ class Found:
     height: NDArray[np.int32]
     source: pa.ChunkedArray
     classes: list[str]
+    second: NDArray[np.int32] | None = None
+    second_classes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.place)

@@ -218,6 +218,8 @@ class _Columns:
         }
         self._names: list[str] = []
         self._sources: list[pa.Array] = []
+        self._second_codes: dict[str, int] = {}
+        self._seconds: list[NDArray[np.int32]] = []
 
     def add(self, block: Block, result: BlockResult) -> None:
         """Take over what is known of a block."""
@@ -243,6 +245,11 @@ class _Columns:
             column[self._count : self._count + len(kept)] = values
         self._count += len(kept)
         self._names += [block.names[i] for i in kept]
+        if block.second_labels is not None:
+            codes = self._second_codes
+            second = [block.second_labels[i] for i in kept]
+            coded = [NO_LABEL if name is None else codes.setdefault(name, len(codes)) for name in second]
+            self._seconds.append(np.array(coded, np.int32))
         if len(self._names) >= _PIECE:
             self._pack_names()
         self._place += len(ok)
@@ -261,7 +268,21 @@ class _Columns:
         for column in columns.values():
             column.resize(self._count, refcheck=False)
         columns["label"] = codes[columns["label"]]
-        return Found(**columns, source=pa.chunked_array(self._sources, pa.string()), classes=classes)
+        return Found(
+            **columns,
+            source=pa.chunked_array(self._sources, pa.string()),
+            classes=classes,
+            second=self._second(),
+            second_classes=sorted(self._second_codes),
+        )
+
+    def _second(self) -> NDArray[np.int32] | None:
+        """The second labels, coded by their sorted names."""
+        if not self._seconds:
+            return None
+        names = {name: code for code, name in enumerate(sorted(self._second_codes))}
+        final = np.array([*(names[name] for name in self._second_codes), NO_LABEL], np.int32)
+        return final[np.concatenate(self._seconds)]
 
     def _make_room(self, count: int) -> None:
         capacity = len(self._columns["place"])

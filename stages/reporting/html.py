@@ -87,6 +87,8 @@ def render_page(story: Story) -> str:
         "cards": [card for metric in HEADLINE if (card := score_card(story, metric))],
         "rows": score_rows(story),
         "one_sided": intervals_beside(story),
+        "calibration": calibration_rows(story),
+        "cross_validation": cross_validation_rows(story),
         "noise": story.metrics.get("noise", {}),
         "found": plain_table(found_by_split(found)),
         "switched_off": switched_off(found),
@@ -198,6 +200,29 @@ def score_rows(story: Story) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def calibration_rows(story: Story) -> list[tuple[str, float, float]]:
+    """Title, temperature and former calibration error of each model whose probabilities were changed."""
+    rows = story.metrics.get("calibration", {})
+    return [
+        (title, rows[name]["temperature"], rows[name]["error_before"])
+        for name, title in MODELS.items()
+        if rows.get(name, {}).get("temperature", 1.0) != 1.0
+    ]
+
+
+def cross_validation_rows(story: Story) -> list[dict[str, Any]]:
+    """A row a metric: what each model that leaves folds out scored on them."""
+    found = story.metrics.get("cross_validation", {})
+    metrics = [metric for metric in METRICS if any(metric in figures for figures in found.values())]
+    return [
+        {
+            "title": METRICS[metric],
+            "models": {name: found[name].get(metric) for name in MODELS if name in found},
+        }
+        for metric in metrics
+    ]
 
 
 def intervals_beside(story: Story) -> list[str]:

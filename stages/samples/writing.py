@@ -71,14 +71,22 @@ def write_images(path: Path, samples: Samples, squares: RowFile) -> pd.DataFrame
 
 
 def write_samples(path: Path, samples: Samples) -> None:
-    """Write `samples.parquet` (`dataset.SAMPLE_COLUMNS`), rows in the order of the images."""
-    with pq.ParquetWriter(path, _SCHEMA) as writer:
+    """Write `samples.parquet` (`dataset.SAMPLE_COLUMNS`), rows in the order of the images.
+
+    Where the source has a second column of labels there is `second_label` behind them.
+    """
+    with pq.ParquetWriter(path, _schema(samples)) as writer:
         for table in _tables(samples):
             writer.write_table(table)
 
 
+def _schema(samples: Samples) -> pa.Schema:
+    return _SCHEMA if samples.found.second is None else _SCHEMA.append(pa.field("second_label", pa.string()))
+
+
 def _tables(samples: Samples) -> Iterator[pa.Table]:
-    found = samples.found
+    found, schema = samples.found, _schema(samples)
+    second_classes = pa.array(found.second_classes, pa.string())
     classes, splits = pa.array(samples.classes, pa.string()), pa.array(SPLITS, pa.string())
     for start in range(0, max(len(samples), 1), _TABLE_ROWS):
         part = samples.at(np.arange(start, min(start + _TABLE_ROWS, len(samples))))
@@ -94,7 +102,10 @@ def _tables(samples: Samples) -> Iterator[pa.Table]:
             "group": hex_ids(part.group),
             "weight": found.weight[at],
         }
-        yield pa.table({name: _column(values, _SCHEMA.field(name).type) for name, values in columns.items()})
+        if found.second is not None:
+            second = found.second[at]
+            columns["second_label"] = second_classes.take(pa.array(second, mask=second == NO_LABEL))
+        yield pa.table({name: _column(values, schema.field(name).type) for name, values in columns.items()})
 
 
 def _column(values: object, kind: pa.DataType) -> pa.ChunkedArray:

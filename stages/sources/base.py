@@ -92,6 +92,8 @@ class Block:
     weights : of the sample in the loss, 0 to `LARGEST_WEIGHT`
     payload : where the pixels are
     refused : what was met on the way and can be no item
+    second_labels : class name of a second column of labels, None where there is none; None instead of
+        the list where no such column was named
     """
 
     names: list[str]
@@ -101,6 +103,7 @@ class Block:
     weights: list[float]
     payload: Payload
     refused: list[Quarantined] = field(default_factory=list)
+    second_labels: list[str | None] | None = None
 
     def part(self, start: int, stop: int) -> Block:
         """The items from `start` up to `stop`; what is refused goes with the first of them."""
@@ -113,6 +116,7 @@ class Block:
             self.weights[here],
             self.payload.part(start, stop),
             self.refused if start == 0 else [],
+            None if self.second_labels is None else self.second_labels[here],
         )
 
 
@@ -174,7 +178,7 @@ class Columns:
     """The columns of a manifest, or of Parquet files with images, where `path` is the images' column.
 
     `auto` is the usual names where there is such a column; None is no column; another name has to
-    be there.
+    be there. A second column of labels has no usual name.
     """
 
     path: str = "auto"
@@ -182,3 +186,4 @@ class Columns:
     split: str | None = "auto"
     group: str | None = "auto"
     weight: str | None = "auto"
+    second_label: str | None = None

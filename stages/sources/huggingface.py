@@ -103,6 +103,7 @@ class _Shard:
     columns: dict[str, str]  # by role
     numbered: bool  # labels are numbers
     class_names: list[str] | None  # what the numbers mean, as the file has it
+    second_names: list[str] | None  # the same of the second labels
     split: Split | None
     notes: list[str]
 
@@ -141,9 +142,17 @@ def _open(tree: Tree, name: str, columns: Columns) -> _Shard:
         columns={role: header[at] for role, at in found.items()},
         numbered=numbered,
         class_names=class_names,
+        second_names=_second_names(features, found, schema),
         split=None if "split" in found else _split_in(name),
         notes=unused(header, found),
     )
+
+
+def _second_names(features: dict[str, Any], found: dict[str, int], schema: Any) -> list[str] | None:
+    at = found.get("second_label")
+    if at is None or not parquet.is_number(schema.types[at]):
+        return None
+    return _names_of(features, schema.names[at])
 
 
 def _image_column(columns: Columns, schema: Any, shown: str) -> int:
@@ -214,7 +223,9 @@ def _values(role: str, column: Any, shown: str) -> list[Any]:
 
 def _block(tree: Tree, shard: _Shard, batch: Any, first: int) -> Block:
     """One batch of rows; `first` is the number of its first row in the shard."""
-    said: dict[str, list[Any]] = {role: [None] * batch.num_rows for role in ("split", "group", "weight")}
+    said: dict[str, list[Any]] = {
+        role: [None] * batch.num_rows for role in ("split", "group", "weight", "second_label")
+    }
     for role, name in shard.columns.items():
         if role != "path":
             said[role] = _values(role, batch.column(name), f"{shard.shown}: the column {name!r}")
@@ -223,11 +234,13 @@ def _block(tree: Tree, shard: _Shard, batch: Any, first: int) -> Block:
     splits: list[Split | None] = []
     groups: list[str | None] = []
     weights: list[float] = []
+    seconds: list[str | None] = []
     refused: list[Quarantined] = []
     for row in range(batch.num_rows):
         try:
             label, split = _label_and_split(shard, said["label"][row], said["split"][row])
             group, weight = cells.group(said["group"][row]), cells.weight(said["weight"][row])
+            second = cells.label(_named(said["second_label"][row], shard.second_names))
         except UnusableError as error:
             refused.append(Quarantined(shard.item(first + row), error.reason, error.detail))
             continue
@@ -236,19 +249,27 @@ def _block(tree: Tree, shard: _Shard, batch: Any, first: int) -> Block:
         splits.append(split)
         groups.append(group)
         weights.append(weight)
+        seconds.append(second)
     payload = _payload(tree, shard.folder, batch.column(shard.columns["path"]), rows)
-    return Block([shard.item(first + row) for row in rows], labels, splits, groups, weights, payload, refused)
+    names = [shard.item(first + row) for row in rows]
+    known = seconds if "second_label" in shard.columns else None
+    return Block(names, labels, splits, groups, weights, payload, refused, known)
 
 
 def _label_and_split(shard: _Shard, label: str | None, split: str | None) -> tuple[str | None, Split | None]:
     if shard.numbered and label == _NO_LABEL:
         label = None
-    if shard.class_names is not None and label is not None:
-        number = int(label)
-        if not 0 <= number < len(shard.class_names):
-            raise UnusableError("bad_label", f"label {number}, but there are {len(shard.class_names)} names")
-        label = shard.class_names[number] or " "  # a blank name is no missing label
-    return cells.label_and_split(label, split or shard.split)
+    return cells.label_and_split(_named(label, shard.class_names), split or shard.split)
+
+
+def _named(label: str | None, names: list[str] | None) -> str | None:
+    """What a number stands for; the label itself where numbers have no names."""
+    if names is None or label is None or label == _NO_LABEL:
+        return None if names is not None else label
+    number = int(label)
+    if not 0 <= number < len(names):
+        raise UnusableError("bad_label", f"label {number}, but there are {len(names)} names")
+    return names[number] or " "  # a blank name is no missing label
 
 
 def _payload(tree: Tree, folder: str, images: Any, rows: Sequence[int]) -> BytesPayload:

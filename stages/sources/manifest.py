@@ -81,7 +81,12 @@ class Manifest:
 
     def blocks(self) -> Iterator[Block]:
         """All items, row by row; see `base.Source.blocks`."""
-        rows = Rows(self._name, "line" if self._csv else "row", self._name.rpartition("/")[0])
+        rows = Rows(
+            self._name,
+            "line" if self._csv else "row",
+            self._name.rpartition("/")[0],
+            second="second_label" in self._columns,
+        )
         for _ in self._csv_rows(self._csv, rows) if self._csv else self._parquet_rows(rows):
             if rows.full:
                 yield rows.take(self._tree.payload)
@@ -91,7 +96,7 @@ class Manifest:
     def _csv_rows(self, table: CsvTable, rows: Rows) -> Iterator[None]:
         """Hand row after row to `rows`, which may be emptied after each."""
         width = len(self._header)
-        path, label, split, group, weight = (self._columns.get(role, width) for role in USUAL)
+        path, label, split, group, weight, second = (self._columns.get(role, width) for role in USUAL)
         decimal_comma = table.delimiter == ";"  # as spreadsheets write it where numbers have one
         for line, row in table.rows():
             if isinstance(row, str):
@@ -102,7 +107,7 @@ class Manifest:
             elif row[path] or any(row):
                 row.append("")  # the cell of a column that is not there
                 weighs = row[weight].replace(",", ".") if decimal_comma else row[weight]
-                rows.add(line, row[path], row[label], row[split], row[group], weighs)
+                rows.add(line, row[path], row[label], row[split], row[group], weighs, row[second])
             yield
 
     def _parquet_rows(self, rows: Rows) -> Iterator[None]:
@@ -113,8 +118,8 @@ class Manifest:
             cells = [
                 self._cells(role, batch.column(names[role])) if role in names else nothing for role in USUAL
             ]
-            for path, label, split, group, weight in zip(*cells, strict=True):
-                rows.add(number, path, label, split, group, weight)
+            for row in zip(*cells, strict=True):
+                rows.add(number, *row)
                 number += 1
                 yield
 

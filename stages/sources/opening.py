@@ -59,7 +59,9 @@ def open_source(
             f"ingest.source {path} is not there: put images in it, or name another in params.yaml"
         )
     if path.is_file() and not is_archive(path):
-        return _open_file(path, scratch, format, columns)
+        one = _open_file(path, scratch, format, columns)
+        _refuse_second_label(one, columns, path)
+        return one
     chain = _chain(_tree(path, scratch, stores))
     readers: dict[str, _Reader] = dict(_READERS) if format == "auto" else {format: _READERS[format]}
     if format == "manifest":
@@ -70,6 +72,7 @@ def open_source(
                 _refuse_unread_tables(chain[depth], columns)
             source = read(chain[depth], columns, scratch)
             if source is not None:
+                _refuse_second_label(source, columns, path)
                 return _Whole(source, chain[: depth + 1])
     raise WinnowError(_nothing(path, format))
 
@@ -86,6 +89,16 @@ def _refuse_unread_tables(tree: Tree, columns: Columns) -> None:
         raise WinnowError(
             f"ingest.columns.path = {columns.path!r}, but ingest.source {tree.shown} has no table at its "
             f"top: put it there, {_MEND}"
+        )
+
+
+def _refuse_second_label(source: Source, columns: Columns, path: Path) -> None:
+    """A second column of labels that is named has to be in a table."""
+    tables = (manifest.Manifest, huggingface.HuggingFace)
+    if columns.second_label not in (None, AUTO) and not isinstance(source, tables):
+        raise WinnowError(
+            f"ingest.columns.second_label = {columns.second_label!r}, but ingest.source {path} has no table "
+            "with such a column: bring a manifest, or set it to null"
         )
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from modulefinder import ModuleFinder
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +24,8 @@ if TYPE_CHECKING:
     from stages.tracking.records import Model, Store
 
 _STAGES = Path(__file__).resolve().parent.parent
-# What `learning/pyfunc.py` imports: it travels with the model.
-CODE = ("__init__.py", "errors.py", "learning/__init__.py", "learning/models.py", "learning/store.py")
-_REQUIRED = ("mlflow", "numpy", "pandas", "safetensors", "torch")
+_ENTRY = _STAGES / "learning" / "pyfunc.py"
+_REQUIRED = ("mlflow", "numpy", "pandas", "pillow", "psutil", "safetensors", "simplejpeg", "torch")
 
 
 def log_model(store: Store, run_id: str, model: Model) -> str:
@@ -46,11 +47,12 @@ def log_model(store: Store, run_id: str, model: Model) -> str:
             model_id=logged.model_id,
             flavor=mlflow.pyfunc,
             run_id=run_id,
-            python_model=str(_STAGES / "learning" / "pyfunc.py"),
+            python_model=str(_ENTRY),
             artifacts={"model": model.source},
             code_paths=[str(_code(Path(folder)))],
-            signature=_signature(spec.image_shape, spec.classes),
-            input_example=example,
+            signature=_signature(spec.classes),
+            input_example=_example(example, spec),
+            model_config={"read_files": False},  # a key that is not here could not be set when it is loaded
             pip_requirements=requirements(spec.architecture),
             metadata={"classes": spec.classes, "architecture": spec.architecture},
         )
@@ -94,27 +96,85 @@ def as_tracking_uri(uri: str) -> Iterator[None]:
             os.environ["MLFLOW_TRACKING_URI"] = before
 
 
+@contextmanager
+def model_folder(where: str) -> Iterator[Path]:
+    """A folder with a trained model: `where` itself, or for a time a copy of the registered model it names.
+
+    Raises
+    ------
+    WinnowError
+        For an address (``models:/NAME@ALIAS``) that tracking's server or database does not know.
+    """
+    from stages.tracking.records import tracking_root
+    from stages.tracking.registered import SCHEME, download_model
+
+    if not where.startswith(SCHEME):
+        yield Path(where)
+        return
+    database = tracking_root() / "mlflow.db"
+    # MLflow would make one where there is none.
+    if not database.exists() and not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise WinnowError(
+            f"{where}: there is no {database}: run from the repository's root, or set MLFLOW_TRACKING_URI"
+        )
+    with tempfile.TemporaryDirectory(prefix="winnow-model-") as folder:
+        yield download_model(where, Path(folder) / "model").folder
+
+
 def requirements(architecture: str) -> list[str]:
     """Pinned requirements of a model, without the local part of a version (`+cu128`)."""
-    names = _REQUIRED if architecture == "small_cnn" else (*_REQUIRED, "torchvision")
+    from stages.learning.names import OwnNetwork
+
+    names = _REQUIRED if architecture in get_args(OwnNetwork) else (*_REQUIRED, "torchvision")
+    if architecture.startswith("timm/"):
+        names = (*names, "timm")
     return [f"{name}=={version(name).partition('+')[0]}" for name in names]
 
 
-def _signature(image_shape: tuple[int, int, int], classes: list[str]) -> object:
+def code() -> list[str]:
+    """The modules of Winnow's that `learning/pyfunc.py` reaches by imports: paths below `stages`, sorted."""
+    finder = ModuleFinder([str(_STAGES.parent)])
+    finder.run_script(str(_ENTRY))
+    files = (getattr(module, "__file__", None) for module in finder.modules.values())
+    found = [Path(file) for file in files if file is not None]
+    return sorted({path.relative_to(_STAGES).as_posix() for path in found if path.is_relative_to(_STAGES)})
+
+
+def _example(images: NDArray[np.uint8], spec: ModelSpec) -> object:
+    """What MLflow keeps as an example of a request: encoded images, where the model can read them."""
+    if spec.preprocessing is None:
+        return images
+    import pandas as pd
+    from PIL import Image
+
+    encoded = []
+    for image in images:
+        file = io.BytesIO()
+        Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(file, "PNG")
+        encoded.append(file.getvalue())
+    return pd.DataFrame({"image": encoded})
+
+
+def _signature(classes: Sequence[str]) -> object:
+    """What comes out, and what may be asked for besides.
+
+    What goes in is not fixed: MLflow would let through either tables with a column of bytes or arrays, and
+    `learning.serving.inputs` says better what is wrong with what.
+    """
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
     columns = [ColSpec(DataType.float, f"p_{name}") for name in classes]
     return ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *image_shape))]),
         outputs=Schema([ColSpec(DataType.string, "label"), *columns]),
+        params=ParamSchema([ParamSpec("test_time", DataType.string, "none")]),
     )
 
 
 def _code(folder: Path) -> Path:
     """Only the modules that prediction needs, as a package of the same name."""
     package = folder / "stages"
-    for name in CODE:
+    for name in code():
         target = package / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(_STAGES / name, target)

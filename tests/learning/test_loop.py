@@ -7,7 +7,6 @@ import torch
 from stages.dataset import Dataset, View, split_view
 from stages.errors import WinnowError
 from stages.learning.loading.statistics import pixel_statistics
-from stages.learning.loading.transforms import augment
 from stages.learning.loop import fit
 from stages.learning.losses import BalancedSoftmax, Objective, log_shares
 from stages.learning.models import Classifier, ModelSpec, build_model
@@ -88,6 +87,21 @@ def test_with_balanced_softmax_early_stopping_goes_by_balanced_accuracy(tiny_dat
     assert "val_balanced_accuracy" not in plain.history[0]
 
 
+@pytest.mark.parametrize(
+    ("choices", "balanced"),
+    [({"loss": "ldam"}, True), ({"class_weighting": "sqrt"}, True), ({"sampling": "balanced"}, False),
+     ({"loss": "focal"}, False)],
+)  # fmt: skip
+def test_early_stopping_goes_by_what_loss_and_weights_are_after(
+    tiny_dataset: Dataset, choices: dict, balanced: bool
+):
+    train, val = split_view(tiny_dataset, "train"), split_view(tiny_dataset, "val")
+    recipe = Recipe(1, 2, 16, 0.02, early_stopping=True, **choices)
+    result = fit(build_model(spec_for(train), seed=0), train, recipe, seed=0, val=val, description="")
+    columns = ["epoch", "train_loss", "val_loss", "val_accuracy"]
+    assert list(result.history[0]) == columns + ["val_balanced_accuracy"] * balanced
+
+
 def test_a_frozen_backbone_stays_as_it_is_and_the_head_moves(tiny_dataset: Dataset):
     train = split_view(tiny_dataset, "train")
     model = build_model(spec_for(train), seed=0)
@@ -96,37 +110,6 @@ def test_a_frozen_backbone_stays_as_it_is_and_the_head_moves(tiny_dataset: Datas
     fit(model, train, Recipe(2, 3, 16, 5e-3, backbone_lr_factor=0.0), seed=0, description="")
     assert all(torch.equal(value, backbone[key]) for key, value in model.backbone.state_dict().items())
     assert not torch.equal(model.head.weight, head)
-
-
-def test_balanced_sampling_draws_rare_classes_as_often(tiny_dataset: Dataset):
-    from stages.learning.loading.batches import batches
-
-    labels = np.repeat([0, 1], [95, 5])
-    drawn = batches(labels, 50, "balanced", torch.Generator().manual_seed(0))
-    drawn = np.concatenate([labels[next(drawn).numpy()] for _ in range(20)])
-    assert 0.45 < (drawn == 1).mean() < 0.55
-
-
-def test_shuffled_batches_visit_every_sample_once_an_epoch():
-    from stages.learning.loading.batches import batches
-
-    drawn = batches(np.zeros(10, np.int64), 4, "shuffle", torch.Generator().manual_seed(0))
-    seen = torch.cat([next(drawn) for _ in range(5)])
-    assert torch.bincount(seen).tolist() == [2] * 10
-
-
-def test_shift_moves_whole_images_by_whole_pixels():
-    image = torch.zeros(1, 5, 5, 1, dtype=torch.uint8)
-    image[0, 2, 2] = 255
-    recipe = Recipe(1, 1, 1, 0.1, shift=2)
-    places = set()
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(40):
-        moved = augment(image, recipe, generator)
-        row, column = (moved[0, :, :, 0] == 255).nonzero()[0].tolist()
-        places.add((row, column))
-    assert len(places) > 10
-    assert all(0 <= row <= 4 and 0 <= column <= 4 for row, column in places)
 
 
 def flat(labels: np.ndarray, classes: int = 3) -> View:
@@ -197,13 +180,26 @@ def test_nothing_to_train_on_is_said(tiny_dataset: Dataset):
         fit(build_model(spec_for(train), seed=0), empty, RECIPE, seed=0, description="")
 
 
-def test_a_loss_that_is_no_number_stops_with_epoch_and_rate(tiny_dataset: Dataset):
+def test_samples_that_all_weigh_nothing_are_said(tiny_dataset: Dataset):
     train = split_view(tiny_dataset, "train")
-    weights = train.weights.copy()
-    weights[:] = np.nan
-    broken = View(train.images, train.labels, weights, train.sample_ids, train.classes)
-    with pytest.raises(WinnowError, match=r"not a number after epoch 1 \(learning rate"):
+    weightless = replace(train, weights=np.zeros_like(train.weights))
+    with pytest.raises(WinnowError, match="all samples weigh nothing"):
+        fit(build_model(spec_for(train), seed=0), weightless, RECIPE, seed=0, description="")
+
+
+def test_weights_that_are_no_numbers_are_said(tiny_dataset: Dataset):
+    train = split_view(tiny_dataset, "train")
+    broken = replace(train, weights=np.full_like(train.weights, np.nan))
+    with pytest.raises(WinnowError, match=r"not a number in step 1 \(learning rate 0\.0005\): lower it"):
         fit(build_model(spec_for(train), seed=0), broken, RECIPE, seed=0, description="")
+
+
+@pytest.mark.parametrize("unlabeled", [None, np.zeros((0, 16, 16, 1), np.uint8)])
+def test_there_is_no_adapting_to_images_that_are_not_there(tiny_dataset: Dataset, unlabeled):
+    train = split_view(tiny_dataset, "train")
+    model, recipe = build_model(spec_for(train), seed=0), replace(RECIPE, coral=1.0)
+    with pytest.raises(WinnowError, match="coral = 1, but there are no unlabelled images"):
+        fit(model, train, recipe, seed=0, description="", unlabeled=unlabeled)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
@@ -218,14 +214,3 @@ def test_predicting_nothing_gives_empty_arrays(tiny_dataset: Dataset):
     probabilities, embeddings = predict(build_model(spec_for(train), seed=0), train.images[:0])
     assert probabilities.shape == (0, 3)
     assert embeddings.shape == (0, 128)
-
-
-@pytest.mark.parametrize("total", [1, 2, 3, 5, 10, 1000])
-def test_the_rate_rises_to_its_peak_and_falls_to_nothing_for_any_budget(total: int):
-    from stages.learning.optimisers import _one_cycle
-
-    rates = [_one_cycle(step, total) for step in range(total + 1)]
-    assert all(0 <= rate <= 1 for rate in rates)
-    if total > 1:
-        assert rates[-1] == pytest.approx(0, abs=1e-9)
-        assert max(rates) > 0.5

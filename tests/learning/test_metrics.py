@@ -3,19 +3,24 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn import metrics as reference
 
 from stages.learning.metrics import (
+    FOLD_METRICS,
     METRICS,
     Comparison,
     Interval,
+    calibration_error,
     compare_models,
     confusion,
     detector_scores,
+    fold_means,
     per_class,
     reliability,
     resample_counts,
+    scores_of,
 )
 
 
@@ -197,3 +202,23 @@ def test_detector_scores():
     nothing = detector_scores(np.zeros(6, bool), wrong)
     assert (nothing["precision"], nothing["recall"], nothing["f1"]) == (0, 0, 0)
     assert detector_scores(flagged, np.zeros(6, bool)) == {}
+
+
+def test_scores_of_one_model_are_those_of_the_comparison(labels, probabilities):
+    found = scores_of(labels, probabilities["train"])
+    expected = reference_scores(labels, probabilities["train"])
+    assert found == pytest.approx({metric: expected[metric] for metric in FOLD_METRICS})
+
+
+def test_the_mean_over_folds_has_a_t_interval():
+    folds = pd.DataFrame({metric: [0.7, 0.8, 0.9] for metric in FOLD_METRICS})
+    found = fold_means(folds)["macro_f1"]
+    assert found["value"] == pytest.approx(0.8)
+    # 4.303 is the 97.5 % quantile of Student's t with two degrees of freedom
+    assert found["high"] - found["value"] == pytest.approx(4.303 * 0.1 / 3**0.5, rel=1e-3)
+    assert fold_means(folds.head(1))["accuracy"] == {"value": 0.7, "low": 0.7, "high": 0.7}
+
+
+def test_the_calibration_error_by_itself_is_that_of_the_comparison(labels, probabilities):
+    expected = compare(labels, probabilities).models["train"]["expected_calibration_error"].value
+    assert calibration_error(labels, probabilities["train"], 15) == pytest.approx(expected)

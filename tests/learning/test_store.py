@@ -28,6 +28,15 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
+def test_weights_of_another_network_are_refused_in_one_line(tmp_path: Path):
+    save_model(tmp_path, build_model(SPEC, seed=1))
+    content = (tmp_path / "model.json").read_text()
+    (tmp_path / "model.json").write_text(content.replace('"b"', '"b", "c"'))
+    with pytest.raises(WinnowError, match=r"model\.safetensors does not fit model\.json") as error:
+        load_model(tmp_path)
+    assert "\n" not in str(error.value)
+
+
 def test_torch_state_dicts_are_read_bare_or_wrapped(tmp_path: Path):
     state = {"weight": torch.ones(2)}
     torch.save(state, tmp_path / "bare.pt")

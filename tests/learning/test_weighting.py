@@ -26,6 +26,32 @@ def test_class_weights_even_out_the_mass_of_classes(mode: str, expected: float):
     assert weights.mean() == pytest.approx(1, rel=1e-4)
 
 
+@pytest.mark.parametrize("beta", [0.9, 0.9999])
+def test_effective_weights_are_the_inverse_of_the_effective_number(beta: float):
+    counts = np.array([90, 10])
+    view = view_of(np.repeat([0, 1], counts))
+    weights = class_weighted(view, "effective", beta).weights
+    expected = (1 - beta) / (1 - beta**counts)
+    assert weights[-1] / weights[0] == pytest.approx(expected[1] / expected[0], rel=1e-4)
+    assert weights.mean() == pytest.approx(1, rel=1e-4)
+
+
+def test_effective_weights_lie_between_none_and_balanced():
+    view = view_of(np.repeat([0, 1], [90, 10]))
+    ratios = [class_weighted(view, "effective", beta).weights[[0, -1]] for beta in (1e-9, 1 - 1e-9)]
+    assert ratios[0][1] / ratios[0][0] == pytest.approx(1, rel=1e-4)
+    assert ratios[1][1] / ratios[1][0] == pytest.approx(9, rel=1e-4)
+
+
+def test_classes_weigh_by_what_their_samples_do_and_a_class_without_any_does_no_harm():
+    halved = view_of(np.repeat([0, 1], [80, 10]), [0.5] * 80 + [1.0] * 10, classes="abc")
+    for mode in ("balanced", "sqrt", "effective"):
+        same = class_weighted(view_of(np.repeat([0, 1], [40, 10])), mode).weights
+        weights = class_weighted(halved, mode).weights
+        assert np.isfinite(weights).all()
+        assert weights[-1] / (2 * weights[0]) == pytest.approx(same[-1] / same[0], rel=1e-4)
+
+
 def test_made_samples_over_the_cap_are_scaled_down_together_and_no_others_are():
     # a: real 2, made 6 in two kinds; b: real 3, made 1
     view = view_of([0, 0, 1, 1, 1, 0, 0, 0, 1], [1, 1, 1, 1, 1, 1, 2, 3, 1])

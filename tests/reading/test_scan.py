@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -253,3 +253,16 @@ def test_a_pool_that_was_started_beforehand_gives_the_same(tmp_path: Path) -> No
     assert (scanned.thumbs.take(places) == plain.thumbs.take(places)).all()
     assert scanned.quarantine == plain.quarantine
     assert (scanned.found.sample_id == plain.found.sample_id).all()
+
+
+def test_second_labels_are_coded_by_their_sorted_names(tmp_path: Path) -> None:
+    first, second = block([noise(1), b"no image", noise(2)]), block([noise(3), noise(4)])
+    first = replace(first, second_labels=["wool", "felt", None])
+    second = replace(second, second_labels=["silk", "wool"])
+    found = read(Rows([first, only_refused([]), second]), tmp_path / "a").found
+    assert found.second_classes == ["silk", "wool"]
+    names = [found.second_classes[code] if code >= 0 else None for code in found.second]
+    assert names == ["wool", None, "silk", "wool"]
+    assert found.second.dtype == np.int32
+    plain = read(Rows([block([noise(1)])]), tmp_path / "b").found
+    assert (plain.second, plain.second_classes) == (None, [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +92,18 @@ def test_the_table_has_the_contracts_columns(
 def test_a_base_without_a_row_still_has_its_columns(samples: Samples, tmp_path: Path) -> None:
     write_samples(tmp_path / "samples.parquet", samples.at(np.zeros(0, np.int64)))
     assert list(pd.read_parquet(tmp_path / "samples.parquet").columns) == SAMPLE_COLUMNS
+
+
+@pytest.mark.parametrize("rows", [7, 2**16])
+def test_second_labels_are_a_column_where_there_are_any(
+    samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr(writing, "_TABLE_ROWS", rows)
+    second = (np.arange(COUNT + 10) % 3 - 1).astype(np.int32)
+    found = replace(samples.found, second=second, second_classes=["silk", "wool"])
+    write_samples(tmp_path / "samples.parquet", replace(samples, found=found))
+    table = pd.read_parquet(tmp_path / "samples.parquet")
+    assert list(table.columns) == [*SAMPLE_COLUMNS, "second_label"]
+    expected = [[None, "silk", "wool"][position % 3] for position in samples.position]
+    written = table["second_label"]
+    assert written.astype(object).where(written.notna(), None).tolist() == expected

@@ -388,3 +388,20 @@ def test_any_metadata_is_blocks_or_an_error_in_words(tmp_path: Path, feature: An
         _checked(list(shard(tmp_path, said={"info": {"features": {"label": feature}}}).blocks()))
     except WinnowError as error:
         assert "\n" not in str(error)
+
+
+def test_a_second_column_of_labels_has_its_own_names(tmp_path: Path) -> None:
+    cells = images((b"1", "1.png"), (b"2", None), (b"3", None), (b"4", None))
+    columns = {"image": cells, "label": [0, 1, 0, 1], "fabric": [1, -1, None, 7]}
+    shard(tmp_path, said=class_label("wool", "silk", column="fabric"), **columns)
+    name = "train-00000-of-00001.parquet"
+    source = HuggingFace(FolderTree(tmp_path), [name], Columns(second_label="fabric"))
+    (block,) = source.blocks()
+    assert block.second_labels == ["silk", None, None]
+    assert [row.reason for row in block.refused] == ["bad_label"]
+    (block,) = HuggingFace(FolderTree(tmp_path), [name], AUTO).blocks()
+    assert block.second_labels is None
+    texts = pa.table({"image": images((b"1", None)), "label": ["a"], "fabric": ["wool"]})
+    pq.write_table(texts, tmp_path / "text.parquet")
+    (block,) = HuggingFace(FolderTree(tmp_path), ["text.parquet"], Columns(second_label="fabric")).blocks()
+    assert block.second_labels == ["wool"]

@@ -560,3 +560,25 @@ def test_any_damage_to_parquet_is_rows_refusals_or_an_error_in_words(
         _checked(list(Manifest(FolderTree(tmp_path), "labels.parquet", AUTO).blocks()))
     except WinnowError as error:
         assert "\n" not in str(error)
+
+
+def seconds(source: Manifest) -> list[list[str | None] | None]:
+    return [block.second_labels for block in source.blocks()]
+
+
+def test_a_second_column_of_labels_is_read_where_it_is_named(tmp_path: Path) -> None:
+    named = Columns(second_label="fabric")
+    text = "path,label,fabric\n1.png,coat, wool\n2.png,hat,\n3.png,hat,../x\n"
+    source = manifest(tmp_path, text, named)
+    assert seconds(source) == [["wool", None]]
+    assert reasons(manifest(tmp_path, text, named)) == {"3.png": "bad_label"}
+    assert seconds(manifest(tmp_path, text)) == [None]
+    with pytest.raises(WinnowError, match=r"no column 'fabrics' \(ingest\.columns\.second_label\)"):
+        manifest(tmp_path, text, Columns(second_label="fabrics"))
+    with pytest.raises(WinnowError, match="both name the column 'label'"):
+        manifest(tmp_path, text, Columns(label="label", second_label="label"))
+
+
+def test_second_labels_of_a_parquet_table(tmp_path: Path) -> None:
+    columns = {"path": ["1.png", "2.png"], "label": ["coat", "hat"], "fabric": [3, None]}
+    assert seconds(table(tmp_path, columns, Columns(second_label="fabric"))) == [["3", None]]

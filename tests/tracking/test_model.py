@@ -2,20 +2,25 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from modulefinder import ModuleFinder
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 from tiny_repo import environment
 
 from stages.dataset import Dataset, split_view
-from stages.learning.models import ModelSpec, build_model
+from stages.errors import WinnowError
+from stages.learning.models import ModelSpec, Preprocessing, build_model
 from stages.learning.prediction import predict
 from stages.learning.store import save_model
 from stages.params import Params
 from stages.tracking import stage_run
-from stages.tracking.model import as_tracking_uri, requirements
-from stages.tracking.records import open_store, spool_folder
+from stages.tracking.model import _REQUIRED, as_tracking_uri, code, log_model, model_folder, requirements
+from stages.tracking.records import Model, open_store, spool_folder
 
 # Run outside the repository, where neither `stages` nor an editable install is to be found.
 LOAD = """
@@ -27,7 +32,13 @@ mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model(sys.argv[2])
 import stages.learning.models
 print(stages.learning.models.__file__)
-table = model.predict(np.load(sys.argv[3]))
+from pathlib import Path
+images = np.load(sys.argv[3])
+table = model.predict(images)
+Path("one.png").write_bytes(Path(sys.argv[5]).read_bytes())
+for given in (Path("one.png"), Path("one.png").read_bytes(), [Path("one.png")]):
+    assert model.predict(given).equals(model.predict(images[:1])), given
+assert not {"dvc", "prefect", "cleanlab", "stages.params"} & set(sys.modules)
 assert list(table.columns) == ["label", "p_a", "p_b", "p_c"], table.columns
 assert set(table["label"]) <= {"a", "b", "c"}
 np.save(sys.argv[4], table.drop(columns="label").to_numpy())
@@ -37,7 +48,7 @@ np.save(sys.argv[4], table.drop(columns="label").to_numpy())
 @pytest.fixture
 def logged(tracked: Path, tiny_dataset: Dataset, make_params: Callable[..., Params]) -> str:
     """The URI of a small model, logged by a stage."""
-    spec = ModelSpec("small_cnn", tiny_dataset.classes, tiny_dataset.image_shape, [0.4], [0.3])
+    spec = _spec(tiny_dataset)
     folder = tracked / "models" / "train"
     folder.mkdir(parents=True)
     save_model(folder, build_model(spec, seed=1))
@@ -57,8 +68,9 @@ def test_model_predicts_in_another_process_outside_the_repository(
     images = split_view(tiny_dataset, "test").images
     np.save(elsewhere / "images.npy", images)
     env = {name: value for name, value in environment().items() if name != "PYTHONPATH"}
+    Image.fromarray(images[0, ..., 0]).save(elsewhere / "given.png")
     uri = f"sqlite:///{tracked / 'mlflow.db'}"
-    arguments = [uri, logged, str(elsewhere / "images.npy"), str(elsewhere / "out.npy")]
+    arguments = [uri, logged, *(str(elsewhere / name) for name in ("images.npy", "out.npy", "given.png"))]
     result = subprocess.run(
         [sys.executable, "-c", LOAD, *arguments],
         cwd=elsewhere,
@@ -75,7 +87,8 @@ def test_model_predicts_in_another_process_outside_the_repository(
 
 
 def _spec(dataset: Dataset) -> ModelSpec:
-    return ModelSpec("small_cnn", dataset.classes, dataset.image_shape, [0.4], [0.3])
+    how = Preprocessing("crop", "grey")
+    return ModelSpec("small_cnn", dataset.classes, dataset.image_shape, [0.4], [0.3], preprocessing=how)
 
 
 def test_model_has_signature_example_and_requirements_and_nothing_pickled(logged: str, tracked: Path):
@@ -85,30 +98,81 @@ def test_model_has_signature_example_and_requirements_and_nothing_pickled(logged
         folder = Path(mlflow.artifacts.download_artifacts(logged))
         info = mlflow.models.get_model_info(logged)
         model = mlflow.pyfunc.load_model(logged)
-    (tensor,) = info.signature.inputs.inputs
-    assert tensor.type == np.uint8
-    assert tensor.shape == (-1, 16, 16, 1)
+    assert info.signature.inputs is None  # paths, bytes and arrays alike
+    assert [param.name for param in info.signature.params] == ["test_time"]
     assert info.signature.outputs.input_names() == ["label", "p_a", "p_b", "p_c"]
     example = json.loads((folder / "input_example.json").read_text())
-    assert np.asarray(example).shape == (2, 16, 16, 1)
+    assert example["columns"] == ["image"]
+    assert len(example["data"]) == 2
+    with as_tracking_uri(f"sqlite:///{tracked / 'mlflow.db'}"):
+        assert len(model.predict(pd.DataFrame(example["data"], columns=["image"]))) == 2
     lines = (folder / "requirements.txt").read_text().split()
-    assert {line.partition("==")[0] for line in lines} == {
-        "mlflow",
-        "numpy",
-        "pandas",
-        "safetensors",
-        "torch",
-    }
+    assert {line.partition("==")[0] for line in lines} == set(_REQUIRED)
     assert not [path for path in folder.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".pth")]
     assert [path.name for path in folder.rglob("*.safetensors")] == ["model.safetensors"]
     one = model.unwrap_python_model().predict(None, np.zeros((16, 16, 1), np.uint8))
     assert len(one) == 1
     assert one.drop(columns="label").to_numpy().sum() == pytest.approx(1, abs=1e-5)
-    for wrong in (np.zeros((1, 8, 8, 1), np.uint8), np.zeros((1, 16, 16, 1), np.float32)):
-        with pytest.raises(Exception, match=r"16.*16|uint8"):
-            model.predict(wrong)
-        with pytest.raises(Exception, match="the model takes uint8 images N×16×16×1"):
-            model.unwrap_python_model().predict(None, wrong)
+    assert len(model.predict(np.zeros((2, 40, 30, 3), np.uint8))) == 2
+    assert model.predict([]).empty
+    with pytest.raises(Exception, match="the model takes uint8 images N×16×16×1, not float32 1×16×16×1"):
+        model.predict(np.zeros((1, 16, 16, 1), np.float32))
+    with pytest.raises(Exception, match="row 1: not_an_image"):
+        model.predict([np.zeros((16, 16, 1), np.uint8), b"bad"])
+
+
+def test_text_is_a_path_only_for_who_loads_the_model_so(logged: str, tracked: Path):
+    import mlflow
+
+    Image.fromarray(np.zeros((20, 20), np.uint8)).save(tracked / "one.png")
+    path = str(tracked / "one.png")
+    with as_tracking_uri(f"sqlite:///{tracked / 'mlflow.db'}"):
+        careful = mlflow.pyfunc.load_model(logged)
+        trusting = mlflow.pyfunc.load_model(logged, model_config={"read_files": True})
+    assert trusting.predict([path]).equals(careful.predict([tracked / "one.png"]))
+    for params in (None, {"read_files": True}):
+        with pytest.raises(Exception, match="text that is not base64"):
+            careful.predict([path], params=params)
+
+
+def test_a_model_that_does_not_know_how_to_resize_is_logged_with_arrays_as_its_example(
+    tracked: Path, tiny_dataset: Dataset
+):
+    import mlflow
+
+    store = open_store()
+    (tracked / "old").mkdir()
+    save_model(tracked / "old", build_model(replace(_spec(tiny_dataset), preprocessing=None), seed=1))
+    np.save(tracked / "example.npy", tiny_dataset.images[:1])
+    run = store.client.create_run(store.experiment_id).info.run_id
+    logged = log_model(store, run, Model(str(tracked / "old"), str(tracked / "example.npy"), "old"))
+    with as_tracking_uri(store.uri):
+        model = mlflow.pyfunc.load_model(f"models:/{logged}")
+    assert len(model.predict(tiny_dataset.images[:3])) == 3
+    with pytest.raises(Exception, match="row 0: unsupported_pixels: nothing is known of resizing"):
+        model.predict(np.zeros((1, 17, 16, 1), np.uint8))
+
+
+def test_the_code_that_travels_needs_what_is_required_and_nothing_of_the_pipeline():
+    finder = ModuleFinder(["."])
+    finder.run_script("stages/learning/pyfunc.py")
+    others = {name.partition(".")[0] for name in finder.badmodules} - set(sys.stdlib_module_names)
+    names = {"PIL": "pillow"}
+    optional = {"torchvision", "timm"}  # of architectures that need them
+    assert {names.get(name, name) for name in others} - optional <= {*_REQUIRED, "stages"}
+    travelling = code()
+    assert {"learning/prediction.py", "reading/decode.py", "errors.py"} <= set(travelling)
+    assert not [name for name in travelling if name.startswith(("params", "tracking", "runtime", "dataset"))]
+
+
+def test_a_folder_is_itself_and_an_address_needs_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with model_folder("models/train") as folder:
+        assert folder == Path("models/train")
+    with pytest.raises(WinnowError, match="there is no"), model_folder("models:/winnow@champion"):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_requirements_are_pinned_without_a_local_version():

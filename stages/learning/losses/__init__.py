@@ -2,78 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
 
 from stages.dataset import View
 from stages.errors import WinnowError
+from stages.learning.losses.imbalance import LDAM, BalancedSoftmax, Focal, log_shares, margins
+from stages.learning.losses.noise import (
+    EarlyLearning,
+    ForwardCorrection,
+    GeneralisedCrossEntropy,
+    SymmetricCrossEntropy,
+    checked_transition,
+)
+from stages.learning.losses.objective import Objective
 from stages.learning.names import Loss
 from stages.learning.recipe import Recipe
 
-
-def log_shares(data: View, sampling: str) -> Tensor:
-    """Log of the share of each class, K, in the mass that the batches are drawn from.
-
-    A class without any counts as the rarest that has some: at zero, training would leave its logit as it
-    was initialised, and free to win.
-    """
-    mass = np.bincount(data.labels, weights=data.weights, minlength=len(data.classes)).astype(np.float64)
-    if sampling == "balanced":
-        mass = mass / np.maximum(data.class_counts, 1)
-    mass = np.where(mass > 0, mass, mass[mass > 0].min(initial=mass.max()))
-    return torch.from_numpy(np.log(mass / mass.sum())).float()
-
-
-class Objective(nn.Module):
-    """A loss over a batch, one value an image: cross-entropy, or a subclass's.
-
-    Parameters
-    ----------
-    smoothing : share of the target that is spread over all classes
-    """
-
-    def __init__(self, smoothing: float = 0.0) -> None:
-        super().__init__()
-        self.smoothing = smoothing
-
-    def forward(self, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
-        """Losses, float32 N, not weighted.
-
-        Parameters
-        ----------
-        logits : N×K
-        labels : int64, N
-        index : int64, N; which samples of the training data they are, for what is remembered of each
-        """
-        return functional.cross_entropy(
-            logits.float(), labels, label_smoothing=self.smoothing, reduction="none"
-        )
-
-
-class BalancedSoftmax(Objective):
-    """Cross-entropy of logits moved by the log of each class's share (Ren et al., arXiv 2007.10740).
-
-    In prediction, without it, the model speaks for classes that are equally common.
-    """
-
-    shares: Tensor
-
-    def __init__(self, shares: Tensor, smoothing: float = 0.0) -> None:
-        super().__init__(smoothing)
-        self.register_buffer("shares", shares)
-
-    def forward(self, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
-        """See `Objective`."""
-        log_probs = functional.log_softmax(logits.float() + self.shares, 1)
-        own = functional.nll_loss(log_probs, labels, reduction="none")
-        # Spread evenly, it would ask of the moved logits that rare classes be as likely as common ones.
-        spread = -(self.shares.exp() * log_probs).sum(1)
-        return (1 - self.smoothing) * own + self.smoothing * spread
+__all__ = ["BalancedSoftmax", "Objective", "log_shares", "make_objective"]
 
 
 def make_objective(recipe: Recipe, data: View, transition: NDArray[np.float64] | None = None) -> Objective:
@@ -89,10 +38,25 @@ def make_objective(recipe: Recipe, data: View, transition: NDArray[np.float64] |
     Raises
     ------
     WinnowError
-        For a name that is not in the catalogue; the message lists those that are.
+        For a name that is not in the catalogue (the message lists those that are), and for
+        `forward_correction` without a transition matrix that fits.
     """
-    if recipe.loss == "cross_entropy":
-        return Objective(recipe.label_smoothing)
-    if recipe.loss == "balanced_softmax":
-        return BalancedSoftmax(log_shares(data, recipe.sampling), recipe.label_smoothing)
-    raise WinnowError(f"unknown loss {recipe.loss!r}; known: {', '.join(get_args(Loss))}")
+    options, smoothing, classes = recipe.loss_options, recipe.label_smoothing, len(data.classes)
+    makers: dict[str, Callable[[], Objective]] = {
+        "cross_entropy": lambda: Objective(smoothing),
+        "generalised_cross_entropy": lambda: GeneralisedCrossEntropy(options.gce_q, smoothing),
+        "symmetric_cross_entropy": lambda: SymmetricCrossEntropy(
+            options.sce_alpha, options.sce_beta, smoothing
+        ),
+        "forward_correction": lambda: ForwardCorrection(checked_transition(transition, classes), smoothing),
+        "early_learning": lambda: EarlyLearning(
+            len(data), classes, options.elr_strength, options.elr_memory, smoothing
+        ),
+        "co_teaching": lambda: Objective(smoothing),  # the training loop chooses the images
+        "focal": lambda: Focal(options.focal_gamma, smoothing),
+        "balanced_softmax": lambda: BalancedSoftmax(log_shares(data, recipe.sampling), smoothing),
+        "ldam": lambda: LDAM(margins(data, options.ldam_margin), options.ldam_scale, smoothing),
+    }
+    if recipe.loss not in makers:
+        raise WinnowError(f"unknown loss {recipe.loss!r}; known: {', '.join(get_args(Loss))}")
+    return makers[recipe.loss]()

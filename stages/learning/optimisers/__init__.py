@@ -2,73 +2,145 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from stages.errors import WinnowError
 from stages.learning.models import Classifier
+from stages.learning.names import Optimiser
+from stages.learning.optimisers.groups import parameter_groups
+from stages.learning.optimisers.muon import Muon, matrices_of
+from stages.learning.optimisers.schedules import share_of_peak
 from stages.learning.recipe import Recipe
 
-_WARM_UP = 0.2  # share of the budget
+_FUSED = ("cpu", "cuda", "mps")
+_DECAYED_HERE = ("sgd", "rmsprop")  # torch's own weight decay of these is not decoupled
 
 
 class Optimisation:
-    """Optimiser, schedule and clipping over one or several models, which share nothing."""
+    """Optimiser, schedule, penalties and clipping over one or several models, which share nothing.
+
+    Nothing in a step waits for the device.
+
+    Parameters
+    ----------
+    models : on the device where they are trained; their `requires_grad` follows from the recipe
+    recipe : see `Recipe`
+
+    Raises
+    ------
+    WinnowError
+        For an optimiser or a schedule that is not in the catalogue; the message lists those that are.
+    """
 
     def __init__(self, models: Sequence[Classifier], recipe: Recipe) -> None:
         self._recipe = recipe
-        groups = [group for model in models for group in _groups(model, recipe)]
-        self._parameters = [parameter for group in groups for parameter in group["params"]]
-        self._optimiser = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
-        total = recipe.epochs * recipe.steps_per_epoch
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimiser, lambda step: _one_cycle(step, total)
-        )
+        groups = [parameter_groups(model, recipe) for model in models]
+        self._parameters = [[parameter for group in own for parameter in group["params"]] for own in groups]
+        matrices = {id(matrix) for model in models for matrix in matrices_of(model.backbone)}
+        self._optimisers = _make_optimisers([group for own in groups for group in own], recipe, matrices)
+        self._peaks = [[group["lr"] for group in one.param_groups] for one in self._optimisers]
+        self._step = 0
+        self._set_rates()
 
     @property
     def rate(self) -> float:
         """The head's learning rate in the next step."""
-        return float(self._schedule.get_last_lr()[-1])
+        return self._recipe.learning_rate * self._share()
 
     def apply(self) -> None:
         """Take a step along the gradients that are there, and forget them."""
-        if self._recipe.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip_norm)
-        self._optimiser.step()
-        self._schedule.step()
-        self._optimiser.zero_grad(set_to_none=True)
+        for parameters in self._parameters:
+            self._penalise_and_clip(parameters)
+        if self._recipe.weight_decay and self._recipe.optimiser in _DECAYED_HERE:
+            self._decay()
+        for optimiser in self._optimisers:
+            optimiser.step()
+        self._step += 1
+        self._set_rates()
+        for parameters in self._parameters:
+            for parameter in parameters:
+                parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a continued training needs."""
-        return {"optimiser": self._optimiser.state_dict(), "schedule": self._schedule.state_dict()}
+        """All that a continued training needs: tensors, numbers and names alone."""
+        return {"optimisers": [one.state_dict() for one in self._optimisers], "step": self._step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What `state_dict` gave."""
-        self._optimiser.load_state_dict(state["optimiser"])
-        self._schedule.load_state_dict(state["schedule"])
+        for optimiser, own in zip(self._optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(own)
+        self._step = int(state["step"])
+        self._set_rates()
+
+    @torch.no_grad()
+    def _penalise_and_clip(self, parameters: list[nn.Parameter]) -> None:
+        """Of one model: the gradients of `l1` and `l2` belong to the loss, and are clipped with its own."""
+        recipe = self._recipe
+        moved: list[Tensor] = [p for p in parameters if p.grad is not None]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if recipe.l1 and moved:
+            torch._foreach_add_(gradients, torch._foreach_sign(moved), alpha=recipe.l1)
+        if recipe.l2 and moved:
+            torch._foreach_add_(gradients, moved, alpha=recipe.l2)
+        if recipe.clip_value is not None:
+            nn.utils.clip_grad_value_(parameters, recipe.clip_value)
+        if recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+
+    @torch.no_grad()
+    def _decay(self) -> None:
+        for group in self._groups():
+            moved: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+            if moved:
+                torch._foreach_mul_(moved, 1 - group["lr"] * self._recipe.weight_decay)
+
+    def _share(self) -> float:
+        recipe = self._recipe
+        total = recipe.epochs * recipe.steps_per_epoch
+        return share_of_peak(recipe.schedule, self._step, total, recipe.warm_up)
+
+    def _set_rates(self) -> None:
+        share = self._share()
+        peaks = (peak for own in self._peaks for peak in own)
+        for group, peak in zip(self._groups(), peaks, strict=True):
+            group["lr"] = peak * share
+
+    def _groups(self) -> Iterator[dict[str, Any]]:
+        return (group for optimiser in self._optimisers for group in optimiser.param_groups)
 
 
-def _groups(model: Classifier, recipe: Recipe) -> list[dict[str, Any]]:
-    """Parameters with their rates: backbone and head; what is frozen is left out."""
-    parts: list[tuple[nn.Module, float]] = [(model.backbone, recipe.backbone_lr_factor), (model.head, 1.0)]
-    groups: list[dict[str, Any]] = []
-    for part, factor in parts:
-        for parameter in part.parameters():
-            parameter.requires_grad_(factor > 0)
-        if factor > 0:
-            groups.append({"params": list(part.parameters()), "lr": recipe.learning_rate * factor})
-    return groups
+def _make_optimisers(
+    groups: list[dict[str, Any]], recipe: Recipe, matrices: set[int]
+) -> list[torch.optim.Optimizer]:
+    """The optimiser that the recipe names; for `muon` a second one for what is not a matrix."""
+    fused = all(parameter.device.type in _FUSED for group in groups for parameter in group["params"])
+    decay, momentum = recipe.weight_decay, recipe.momentum
+    match recipe.optimiser:
+        # With decoupled decay the two are one; the decay of Adam as it was published is `l2`.
+        case "adamw" | "adam":
+            return [torch.optim.AdamW(groups, weight_decay=decay, fused=fused)]
+        case "sgd":
+            return [torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=fused)]
+        case "rmsprop":
+            return [torch.optim.RMSprop(groups, momentum=momentum)]
+        case "muon":
+            inside, outside = (_only(groups, matrices, inside=flag) for flag in (True, False))
+            made: list[torch.optim.Optimizer] = []
+            if inside:
+                made.append(Muon(inside, momentum=momentum, weight_decay=decay))
+            if outside:
+                made.append(torch.optim.AdamW(outside, weight_decay=decay, fused=fused))
+            return made
+    raise WinnowError(f"unknown optimiser {recipe.optimiser!r}; known: {', '.join(get_args(Optimiser))}")
 
 
-def _one_cycle(step: int, total: int) -> float:
-    """Share of the peak rate: from a tenth up over the first fifth, then down along a cosine.
-
-    torch's own OneCycleLR divides by zero for some budgets of a few steps.
-    """
-    peak = max(1.0, _WARM_UP * total)
-    if step < peak:
-        return 0.1 + 0.9 * step / peak
-    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - peak) / max(1.0, total - peak))))
+def _only(groups: list[dict[str, Any]], chosen: set[int], *, inside: bool) -> list[dict[str, Any]]:
+    """The groups with those parameters alone that are among the chosen, or are not."""
+    parts = [
+        {**group, "params": [p for p in group["params"] if (id(p) in chosen) == inside]} for group in groups
+    ]
+    return [part for part in parts if part["params"]]

@@ -181,12 +181,14 @@ class Rows:
     table : the table's name, for what has no path
     place : what `number` in `add` counts, such as `line`
     folder : the folder of the table, relative to the top of the tree
+    second : whether there is a second column of labels
     """
 
-    def __init__(self, table: str, place: str, folder: str = "") -> None:
+    def __init__(self, table: str, place: str, folder: str = "", *, second: bool = False) -> None:
         self._table = printable(table)
         self._place = place
         self._folder = folder
+        self._second = second
         self._clear()
 
     def add(
@@ -197,12 +199,13 @@ class Rows:
         split_cell: str | None = None,
         group_cell: str | None = None,
         weight_cell: str | float | None = None,
+        second_cell: str | None = None,
     ) -> None:
         """Take a row, or refuse it."""
         try:
             name = file_name(path, self._folder)
             known, where = label_and_split(label_cell, split_cell)
-            together, weighs = group(group_cell), weight(weight_cell)
+            together, weighs, second = group(group_cell), weight(weight_cell), label(second_cell)
         except UnusableError as error:
             self.refuse(number, path, error)
             return
@@ -211,6 +214,7 @@ class Rows:
         self._splits.append(where)
         self._groups.append(together)
         self._weights.append(weighs)
+        self._seconds.append(second)
 
     def refuse(self, number: int, path: str | None, error: UnusableError) -> None:
         """Make a row one of quarantine, under its path where it has one."""
@@ -233,7 +237,8 @@ class Rows:
         if self._names:
             names = [printable(name) for name in self._names]
             columns = (self._labels, self._splits, self._groups, self._weights)
-            block = Block(names, *columns, payload(self._names), self._refused)
+            seconds = self._seconds if self._second else None
+            block = Block(names, *columns, payload(self._names), self._refused, seconds)
         else:
             block = only_refused(self._refused)
         self._clear()
@@ -245,6 +250,7 @@ class Rows:
         self._splits: list[Split | None] = []
         self._groups: list[str | None] = []
         self._weights: list[float] = []
+        self._seconds: list[str | None] = []
         self._refused: list[Quarantined] = []
 
 

@@ -1,4 +1,4 @@
-"""Which columns of a table hold the path, the label, the split, the group and the weight."""
+"""Which columns of a table hold the path, the labels, the split, the group and the weight."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ USUAL: dict[str, tuple[str, ...]] = {  # in lower case; headers are compared wit
     "split": ("split", "subset", "partition", "set"),
     "group": ("group", "group_id"),
     "weight": ("weight", "sample_weight"),
+    "second_label": (),
 }
 NEEDED = ("path", "label")
 _MOST_SHOWN = 20  # columns in a message

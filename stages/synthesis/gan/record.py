@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from stages.learning.devices import choose_device, computes_in_bf16
+from stages.learning import digest
 from stages.learning.names import Device
 from stages.synthesis.gan.trainer import GANConfig
 
@@ -23,11 +18,11 @@ Weights = list[NDArray[np.float32]]
 # In stages/; tests/synthesis/gan/test_record.py holds it against what training.py imports.
 CODE = [
     "checkpoints.py",
-    "learning/devices.py",
-    "learning/names.py",
+    *(f"learning/{name}.py" for name in ("devices", "digest", "memory", "names")),
     "synthesis/gan/diff_augment.py",
     *(f"synthesis/gan/{name}.py" for name in ("networks", "record", "snapshots", "trainer", "training")),
 ]
+_LIBRARIES = ("numpy", "torch")
 
 
 @dataclass
@@ -84,23 +79,10 @@ def inputs_digest(
 
     Images, labels, choices, seed, the code that trains, the libraries, and the machine's arithmetic.
     """
-    digest = hashlib.sha256()
-    for array in (images, labels):
-        digest.update(f"{array.dtype.str} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    stages = Path(__file__).resolve().parents[2]
-    for name in CODE:
-        digest.update(hashlib.sha256((stages / name).read_bytes()).digest())
-    target = choose_device(device)
-    facts = [
-        asdict(config),
-        seed,
-        target.type,
-        torch.cuda.get_device_name() if target.type == "cuda" else platform.machine(),
-        torch.backends.cpu.get_cpu_capability(),
-        computes_in_bf16(target),
-        torch.get_num_threads(),
-        [f"{name} {version(name)}" for name in ("numpy", "torch")],
-    ]
-    digest.update(json.dumps(facts).encode())
-    return digest.hexdigest()
+    return digest.inputs_digest(
+        (images, labels),
+        digest.code_files(CODE),
+        [asdict(config), seed],
+        device=device,
+        libraries=_LIBRARIES,
+    )

@@ -267,14 +267,6 @@ class Trainer:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether CUDA, MPS or the CPU's allocator had too little memory."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    words = ("out of memory", "not enough memory", "can't allocate memory")
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
-
-
 def _array(tensor: Tensor) -> NDArray[Any]:
     """A copy on the CPU, rows first."""
     array: NDArray[Any] = tensor.detach().cpu().numpy().copy(order="C")

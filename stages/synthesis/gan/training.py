@@ -30,6 +30,7 @@ from tqdm import tqdm
 from stages.checkpoints import Checkpoints
 from stages.errors import WinnowError
 from stages.learning.devices import choose_device
+from stages.learning.memory import is_out_of_memory
 from stages.learning.names import Device
 from stages.synthesis.gan.networks import MAX_CHANNELS, MAX_SIZE, MIN_SIZE, SIZE_STEP, Generator, supports
 from stages.synthesis.gan.record import Record, Weights, inputs_digest
@@ -41,7 +42,7 @@ from stages.synthesis.gan.snapshots import (
     snapshot_steps,
 )
 from stages.synthesis.gan.trainer import GANConfig as GANConfig  # noqa: PLC0414 (part of this module)
-from stages.synthesis.gan.trainer import GANConfigError, Trainer, is_out_of_memory
+from stages.synthesis.gan.trainer import GANConfigError, Trainer
 
 _GENERATE_BATCH = 256
 _CHECK_EVERY = 25  # steps after which to look whether all is numbers; besides those of samples and snapshots

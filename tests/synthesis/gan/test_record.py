@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from test_graph import imported
 
-from stages.synthesis.gan import record as gan_record
+from stages.learning import digest
 from stages.synthesis.gan.record import CODE, Record, inputs_digest
 from stages.synthesis.gan.trainer import GANConfig
 
@@ -64,7 +64,7 @@ def test_whatever_the_training_follows_from_changes_the_digest(change, monkeypat
     elif change == "seed":
         seed = 1
     elif change == "bf16":
-        now = gan_record.computes_in_bf16
-        monkeypatch.setattr(gan_record, "computes_in_bf16", lambda device: not now(device))
+        now = digest.computes_in_bf16
+        monkeypatch.setattr(digest, "computes_in_bf16", lambda device: not now(device))
     after = inputs_digest(images, labels, config, seed=seed, device="cpu")
     assert (after == before) == (change == "nothing")

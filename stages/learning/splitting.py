@@ -17,7 +17,12 @@ Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def split_folds(
-    labels: NDArray[np.int64], groups: NDArray[np.int64] | None, folds: int, seed: int
+    labels: NDArray[np.int64],
+    groups: NDArray[np.int64] | None,
+    folds: int,
+    seed: int,
+    *,
+    named: str = "folds",
 ) -> list[Fold]:
     """Of each fold the samples inside its training and those left out, in ascending order.
 
@@ -31,6 +36,7 @@ def split_folds(
     groups : N, a number a group; None where no two samples belong together
     folds : k
     seed : of the order in which samples are dealt
+    named : what messages call `folds`
 
     Raises
     ------
@@ -40,14 +46,14 @@ def split_folds(
     largest = _largest_class(labels)
     if largest < folds:
         raise WinnowError(
-            f"detect_noise.folds = {folds}, but the commonest class has {largest} training "
+            f"{named} = {folds}, but the commonest class has {largest} training "
             f"image{'' if largest == 1 else 's'}: lower it (2 at least), or bring more images"
         )
     numbers = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
     count = int(numbers.max()) + 1
     if count < folds:
         raise WinnowError(
-            f"detect_noise.folds = {folds}, but the training images form {count} "
+            f"{named} = {folds}, but the training images form {count} "
             f"group{'' if count == 1 else 's'}, which are not separated: lower it (2 at least), or "
             "bring images of more groups"
         )

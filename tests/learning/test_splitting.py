@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from stages.errors import WinnowError
-from stages.noise.splitting import split_folds
+from stages.learning.splitting import split_folds
 
 LABELS = np.repeat([0, 1, 2], [30, 20, 10])
 
@@ -68,14 +68,14 @@ def test_a_fold_that_the_groups_leave_empty_is_left_out():
 
 
 def test_fewer_images_than_folds_is_said():
-    with pytest.raises(WinnowError, match=r"detect_noise\.folds = 5.*has 3 training images"):
+    with pytest.raises(WinnowError, match=r"folds = 5.*has 3 training images"):
         split_folds(np.array([0, 0, 0, 1]), None, 5, 0)
     with pytest.raises(WinnowError, match="has 0 training images"):
         split_folds(np.zeros(0, np.int64), None, 2, 0)
 
 
 def test_fewer_groups_than_folds_is_said():
-    with pytest.raises(WinnowError, match=r"detect_noise\.folds = 3.* form 2 groups.*lower it"):
-        split_folds(LABELS, np.repeat([0, 1], 30), 3, 0)
+    with pytest.raises(WinnowError, match=r"train\.ensemble\.members = 3.* form 2 groups.*lower it"):
+        split_folds(LABELS, np.repeat([0, 1], 30), 3, 0, named="train.ensemble.members")
     with pytest.raises(WinnowError, match="form 1 group, which"):
         split_folds(LABELS, np.zeros(60, np.int64), 3, 0)

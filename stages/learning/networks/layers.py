@@ -1,0 +1,181 @@
+"""What networks of our own are built of: activations, initialisation, normalisation, and connections."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from stages.errors import WinnowError
+
+if TYPE_CHECKING:
+    from stages.learning.models import Layers
+
+Value = TypeVar("Value")
+
+_GROUPS = 8
+_SQUASHING = ("sigmoid", "tanh")
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "relu": lambda: nn.ReLU(inplace=True),
+    "leaky_relu": lambda: nn.LeakyReLU(0.01, inplace=True),
+    "prelu": nn.PReLU,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+}
+
+# What brings the second moment of a standard normal number back to one behind the activation. Of sigmoid
+# it is what brings its slope at zero, a quarter, to one; of tanh what torch takes (`nn.init.calculate_gain`).
+_GAINS = {
+    "sigmoid": 4.0,
+    "tanh": 5 / 3,
+    "relu": math.sqrt(2),
+    "leaky_relu": math.sqrt(2 / (1 + 0.01**2)),
+    "prelu": math.sqrt(2 / (1 + 0.25**2)),
+    "elu": 1.2455,
+    "silu": 1.6766,
+    "gelu": 1.5335,
+}
+
+
+def activation(name: str) -> nn.Module:
+    """The activation of that name; a WinnowError lists those there are."""
+    return _named("activation", name, _ACTIVATIONS)()
+
+
+def gain(name: str) -> float:
+    """What weights in front of an activation are scaled by, so that signals keep their size behind it."""
+    return _named("activation", name, _GAINS)
+
+
+def normalisation(name: str, width: int, *, maps: bool) -> nn.Module:
+    """Normalisation of `width` channels: of feature maps N×C×H×W, or of vectors N×C.
+
+    `group` takes 8 groups of channels (Wu & He, arXiv 1803.08494), fewer where 8 do not divide them;
+    `layer` all channels of a sample together (Ba et al., arXiv 1607.06450), over all places of a map.
+    """
+    built: dict[str, Callable[[], nn.Module]] = {
+        "batch": lambda: nn.BatchNorm2d(width) if maps else nn.BatchNorm1d(width),
+        "group": lambda: nn.GroupNorm(math.gcd(_GROUPS, width), width),
+        "layer": lambda: nn.GroupNorm(1, width) if maps else nn.LayerNorm(width),
+        "none": nn.Identity,
+    }
+    return _named("normalisation", name, built)()
+
+
+def dropout(chance: float) -> nn.Module:
+    """Zeroes each feature by `chance` in training (Srivastava et al., JMLR 2014)."""
+    return nn.Dropout(chance) if chance > 0 else nn.Identity()
+
+
+def convolution(channels: int, width: int, layers: Layers, *, stride: int = 1) -> nn.Sequential:
+    """A 3×3 convolution, normalisation and activation; it has a bias where nothing normalises."""
+    bias = layers.normalisation == "none"
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=bias),
+        normalisation(layers.normalisation, width, maps=True),
+        activation(layers.activation),
+    )
+
+
+def linear(features: int, width: int, layers: Layers) -> nn.Sequential:
+    """A linear layer, normalisation and activation."""
+    return nn.Sequential(
+        nn.Linear(features, width, bias=layers.normalisation == "none"),
+        normalisation(layers.normalisation, width, maps=False),
+        activation(layers.activation),
+    )
+
+
+class StochasticDepth(nn.Module):
+    """Skips a residual branch by `chance` for each sample in training (Huang et al., arXiv 1603.09382).
+
+    Branches that stay are scaled by 1 / (1 − chance), so that nothing changes for prediction.
+    """
+
+    def __init__(self, chance: float) -> None:
+        super().__init__()
+        self.chance = chance
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """`branch` of any shape N×…, some samples zeroed."""
+        if not self.training or self.chance == 0:
+            return branch
+        shape = (branch.shape[0],) + (1,) * (branch.dim() - 1)
+        kept = torch.empty(shape, dtype=branch.dtype, device=branch.device).bernoulli_(1 - self.chance)
+        return branch * kept.div_(1 - self.chance)
+
+
+class Residual(nn.Sequential):
+    """What goes in is added to what the modules make of it; parameters are named as in a Sequential.
+
+    Nothing in it may change its input in place.
+    """
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Of the shape of `values`."""
+        branch = values
+        for module in self:
+            branch = module(branch)
+        return values + branch
+
+
+def chances(layers: Layers, blocks: int) -> list[float]:
+    """The chance of each residual block to be skipped: from near 0 for the first up to all of it."""
+    return [layers.stochastic_depth * (index + 1) / blocks for index in range(blocks)]
+
+
+def initialise(module: nn.Module, layers: Layers) -> None:
+    """Draw the weights of linear layers and convolutions anew, as `layers.initialisation` says; biases are 0.
+
+    `auto` is Xavier for sigmoid and tanh, and He for the others. Where one of those is normalised, torch's
+    own weights stay, which are He's by shape and smaller: the normalisation takes their size out again.
+    """
+    how: str = layers.initialisation
+    if how == "auto":
+        if layers.activation in _SQUASHING:
+            how = "xavier"
+        elif layers.normalisation == "none":
+            how = "he"
+        else:
+            return
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            draw(part.weight, how, gain(layers.activation))
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
+def draw(weight: Tensor, how: str, scale: float) -> None:
+    """Fill weights (outputs first) in place.
+
+    Parameters
+    ----------
+    weight : of two dimensions or more
+    how : `he` (normal, He et al., arXiv 1502.01852), `xavier` (uniform, Glorot & Bengio, AISTATS 2010) or
+        `orthogonal` (Saxe et al., arXiv 1312.6120)
+    scale : the gain
+
+    Raises
+    ------
+    WinnowError
+        For another name; it lists these.
+    """
+    drawn: dict[str, Callable[[], object]] = {
+        "he": lambda: nn.init.normal_(weight, std=scale / math.sqrt(weight[0].numel())),
+        "xavier": lambda: nn.init.xavier_uniform_(weight, scale),
+        "orthogonal": lambda: nn.init.orthogonal_(weight, scale),
+    }
+    _named("initialisation", how, drawn)()
+
+
+def _named(kind: str, name: str, known: Mapping[str, Value]) -> Value:
+    if name not in known:
+        raise WinnowError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
+    return known[name]

@@ -1,0 +1,37 @@
+import psutil
+import pytest
+import torch
+
+from stages.errors import WinnowError
+from stages.learning.devices import choose_autocast, choose_device, free_memory, to_device
+
+
+def test_the_cpu_is_always_there():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type in {"cpu", "cuda", "mps"}
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+def test_a_device_that_is_not_there_is_an_error(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(WinnowError, match=f"device = '{name}'.*use auto or cpu"):
+        choose_device(name)
+
+
+def test_bf16_is_taken_where_the_hardware_computes_in_it(monkeypatch: pytest.MonkeyPatch):
+    cpu = torch.device("cpu")
+    for there in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda there=there: there)
+        assert choose_autocast(cpu, "auto").bf16 is there
+    assert choose_autocast(cpu, "bf16").bf16
+    assert not choose_autocast(cpu, "fp32").bf16
+
+
+def test_what_is_on_the_device_stays_as_it_is():
+    tensor = torch.arange(3)
+    assert to_device(tensor, torch.device("cpu")) is tensor
+
+
+def test_free_memory_of_a_cpu_is_the_machine_s():
+    assert 0 < free_memory(torch.device("cpu")) <= psutil.virtual_memory().total
