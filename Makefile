@@ -63,6 +63,9 @@ bench: install ## The measurements of benchmarks/
 	python -m benchmarks.near_duplicates
 	python -m benchmarks.noise_rules
 	python -m benchmarks.noise_overhead
+	python -m benchmarks.training_speed
+	python -m benchmarks.train_stage_overhead
+	python -m benchmarks.transfer
 	python -m benchmarks.gan_speed
 	python -m benchmarks.gan_quality
 	python -m benchmarks.demo_seeds

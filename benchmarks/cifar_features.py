@@ -21,6 +21,7 @@ from benchmarks.planting import Arrays, Floats, Labels, kept
 from stages.dataset import View
 from stages.learning.loading.statistics import pixel_statistics
 from stages.learning.loop import fit
+from stages.learning.machine.digest import code_files
 from stages.learning.models import ModelSpec, build_model
 from stages.learning.prediction import predict
 from stages.learning.recipe import Recipe, steps_per_epoch
@@ -29,7 +30,6 @@ PEOPLE = ("aggregate", "random1", "random2", "random3", "worst")  # CIFAR-10N's 
 _TRAINED_ON = range(1500)  # numbers of the files of each class
 _SEEN = range(2000, 3000)
 _EPOCHS, _BATCH, _RATE = 8, 128, 0.005
-_CODE = ("learning/loop.py", "learning/models.py")
 
 
 class Features(NamedTuple):
@@ -60,9 +60,8 @@ def cifar_features(data: Path) -> Features:
     number = table["path"].str.extract(r"(\d+)\.jpg$", expand=False).astype(int)
     classes = sorted(table["clean"].unique())
     trained_on, seen = table[number.isin(_TRAINED_ON)], table[number.isin(_SEEN)]
-    stages = Path(__file__).resolve().parent.parent / "stages"
     inputs = {
-        "code": [hashlib.sha256((stages / name).read_bytes()).hexdigest() for name in _CODE],
+        "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in code_files(["learning"])],
         "recipe": (_TRAINED_ON, _SEEN, _EPOCHS, _BATCH, _RATE),
     }
 

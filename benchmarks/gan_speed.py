@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from stages.learning.devices import choose_device
+from stages.learning.machine.devices import choose_device
 from stages.runtime import clean_exit
 from stages.synthesis.gan.trainer import Trainer
 from stages.synthesis.gan.training import GANConfig

@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader
 
 from benchmarks.cifar_images import Cifar
 from stages.dataset import View
-from stages.learning.devices import choose_autocast
 from stages.learning.loading.statistics import pixel_statistics
 from stages.learning.loading.transforms import augment
 from stages.learning.loop import fit
+from stages.learning.machine.devices import choose_autocast
 from stages.learning.models import Classifier, ModelSpec, build_model
 from stages.learning.optimisers.schedules import share_of_peak
 from stages.learning.recipe import Recipe

@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     """Classify every image below a folder, and write a row for each file to a CSV."""
     options = _parser().parse_args(argv)
     with clean_exit("predict"), model_folder(options.model) as folder:
-        from stages.learning.devices import choose_device
+        from stages.learning.machine.devices import choose_device
         from stages.learning.store import load_model
 
         choose_device(options.device)

@@ -56,7 +56,7 @@ def count(devices: int | Literal["auto"], device: Device) -> int:
         return 1
     import torch
 
-    from stages.learning.devices import choose_device
+    from stages.learning.machine.devices import choose_device
 
     target = choose_device(device).type
     if target == "cuda":

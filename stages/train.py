@@ -34,10 +34,10 @@ from stages.errors import WinnowError
 from stages.learning.calibration import Calibration, calibrate
 from stages.learning.ensembles import Share, fold_shares, mean_history
 from stages.learning.loop import Fit, fit
+from stages.learning.machine.parallel import joined
 from stages.learning.metrics import fold_means, scores_of
 from stages.learning.models import Ensemble, ModelSpec, build_model, member_seed
 from stages.learning.names import Device
-from stages.learning.parallel import joined
 from stages.learning.prediction import predict
 from stages.learning.recipe import Recipe, steps_per_epoch
 from stages.learning.store import save_model

@@ -19,8 +19,8 @@ from tiny_repo import environment
 
 from stages.dataset import View
 from stages.learning.loop import Fit, fit
+from stages.learning.machine.parallel import joined
 from stages.learning.models import ModelSpec, build_model
-from stages.learning.parallel import joined
 from stages.learning.recipe import Recipe
 
 BASE = Recipe(

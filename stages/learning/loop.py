@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from stages.dataset import View
 from stages.errors import WinnowError
-from stages.learning.devices import choose_autocast, choose_device
+from stages.learning.machine.devices import choose_autocast, choose_device
+from stages.learning.machine.parallel import World, world
 from stages.learning.models import Classifier
 from stages.learning.names import Device
-from stages.learning.parallel import World, world
 from stages.learning.prediction import predict
 from stages.learning.recipe import Recipe
 from stages.learning.training.interruption import Termination

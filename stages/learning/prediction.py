@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.learning.devices import Autocast, choose_autocast, choose_device
+from stages.learning.machine.devices import Autocast, choose_autocast, choose_device
 from stages.learning.models import Classifier
 from stages.learning.names import Device, Precision, TestTime
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stages.dataset import View
 from stages.errors import WinnowError
-from stages.learning import digest
+from stages.learning.machine import digest
 from stages.learning.models import Classifier, ModelSpec, build_model
 from stages.learning.names import Device
 from stages.learning.networks import is_torchvision

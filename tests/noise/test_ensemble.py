@@ -8,7 +8,7 @@ from test_graph import ROOT, imported
 
 from stages.dataset import Dataset, split_view
 from stages.errors import WinnowError
-from stages.learning.digest import code_files
+from stages.learning.machine.digest import code_files
 from stages.learning.models import ModelSpec, build_model
 from stages.learning.store import save_model
 from stages.noise.ensemble import _CODE, Ensemble, inputs_digest

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.learning.devices import free_memory, to_device
+from stages.learning.machine.devices import free_memory, to_device
 
 _SHARE = 0.4  # of free memory that images may take: network, activations and validation need theirs
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.learning.devices import to_device
+from stages.learning.machine.devices import to_device
 from stages.learning.recipe import Recipe
 
 

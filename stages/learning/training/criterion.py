@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from stages.dataset import View
 from stages.learning.losses import make_objective
+from stages.learning.machine.parallel import World
 from stages.learning.models import Classifier
-from stages.learning.parallel import World
 from stages.learning.recipe import Recipe
 from stages.learning.training.feed import Batch
 from stages.learning.weighting import class_weighted

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.learning.devices import to_device
 from stages.learning.loading.batches import Batches
 from stages.learning.loading.images import open_images
 from stages.learning.loading.transforms import Moves, blend, draw_mixing, draw_moves, move
-from stages.learning.parallel import world
+from stages.learning.machine.devices import to_device
+from stages.learning.machine.parallel import world
 from stages.learning.recipe import Recipe
 
 _IMAGES = 4  # dimensions of a batch of images; features have two, and nothing is done to them

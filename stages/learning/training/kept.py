@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from stages.checkpoints import Checkpoints
 from stages.dataset import View
-from stages.learning.digest import code_files, inputs_digest
+from stages.learning.machine.digest import code_files, inputs_digest
+from stages.learning.machine.parallel import world
 from stages.learning.models import Classifier
 from stages.learning.names import Device
-from stages.learning.parallel import world
 from stages.learning.recipe import Recipe
 
 # In stages/; tests/learning/training/test_kept.py holds it against what loop.py imports.

@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 from stages.dataset import View
 from stages.errors import WinnowError
-from stages.learning.devices import Autocast
-from stages.learning.memory import is_out_of_memory
+from stages.learning.machine.devices import Autocast
+from stages.learning.machine.memory import is_out_of_memory
+from stages.learning.machine.parallel import world
+from stages.learning.machine.probe import choose_network
 from stages.learning.models import Classifier, build_model
 from stages.learning.networks import stages_of
 from stages.learning.optimisers import Optimisation
 from stages.learning.optimisers.averaging import averaged
-from stages.learning.parallel import world
-from stages.learning.probe import choose_network
 from stages.learning.recipe import Recipe
 from stages.learning.training.criterion import Criterion, Network
 from stages.learning.training.feed import Batch, Feed

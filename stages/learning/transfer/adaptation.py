@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stages.errors import WinnowError
-from stages.learning.devices import choose_device
+from stages.learning.machine.devices import choose_device
 from stages.learning.models import Classifier
 from stages.learning.names import Device
 

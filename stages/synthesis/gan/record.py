@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.learning import digest
+from stages.learning.machine import digest
 from stages.learning.names import Device
 from stages.synthesis.gan.trainer import GANConfig
 
@@ -18,7 +18,8 @@ Weights = list[NDArray[np.float32]]
 # In stages/; tests/synthesis/gan/test_record.py holds it against what training.py imports.
 CODE = [
     "checkpoints.py",
-    *(f"learning/{name}.py" for name in ("devices", "digest", "memory", "names")),
+    "learning/names.py",
+    *(f"learning/machine/{name}.py" for name in ("devices", "digest", "memory")),
     "synthesis/gan/diff_augment.py",
     *(f"synthesis/gan/{name}.py" for name in ("networks", "record", "snapshots", "trainer", "training")),
 ]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stages.errors import WinnowError
-from stages.learning.devices import computes_in_bf16
+from stages.learning.machine.devices import computes_in_bf16
 from stages.synthesis.gan.diff_augment import diff_augment
 from stages.synthesis.gan.networks import Discriminator, Generator
 

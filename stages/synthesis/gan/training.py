@@ -29,8 +29,8 @@ from tqdm import tqdm
 
 from stages.checkpoints import Checkpoints
 from stages.errors import WinnowError
-from stages.learning.devices import choose_device
-from stages.learning.memory import is_out_of_memory
+from stages.learning.machine.devices import choose_device
+from stages.learning.machine.memory import is_out_of_memory
 from stages.learning.names import Device
 from stages.synthesis.gan.networks import MAX_CHANNELS, MAX_SIZE, MIN_SIZE, SIZE_STEP, Generator, supports
 from stages.synthesis.gan.record import Record, Weights, inputs_digest

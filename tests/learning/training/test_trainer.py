@@ -8,8 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages.dataset import Dataset, View, split_view
 from stages.errors import WinnowError
-from stages.learning.devices import Autocast
 from stages.learning.loop import Fit, fit
+from stages.learning.machine.devices import Autocast
 from stages.learning.models import Classifier, Layers, ModelSpec, build_model
 from stages.learning.networks import stages_of
 from stages.learning.recipe import Recipe

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from test_graph import imported
 
-from stages.learning import digest
+from stages.learning.machine import digest
 from stages.synthesis.gan.record import CODE, Record, inputs_digest
 from stages.synthesis.gan.trainer import GANConfig
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stages.learning.memory import is_out_of_memory
+from stages.learning.machine.memory import is_out_of_memory
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from stages.errors import WinnowError
-from stages.learning.devices import choose_autocast, choose_device, free_memory, to_device
+from stages.learning.machine.devices import choose_autocast, choose_device, free_memory, to_device
 
 
 def test_the_cpu_is_always_there():

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stages.learning.devices import choose_device, computes_in_bf16
+from stages.learning.machine.devices import choose_device, computes_in_bf16
 from stages.learning.names import Device
 
-_STAGES = Path(__file__).resolve().parent.parent
+_STAGES = Path(__file__).resolve().parents[2]
 
 
 def inputs_digest(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stages.learning.probe import choose_network
+from stages.learning.machine.probe import choose_network
 
 CPU = torch.device("cpu")
 LONG = 1_000_000  # steps: for these any compilation may be tried

@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from stages.errors import ProcessGoneError, WinnowError
-from stages.learning.devices import choose_device
+from stages.learning.machine.devices import choose_device
 from stages.learning.names import Device
 
 # What gloo and NCCL say where the process at the other end has gone.

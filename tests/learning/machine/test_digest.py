@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.learning.digest import inputs_digest
+from stages.learning.machine.digest import inputs_digest
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from stages.errors import ProcessGoneError, WinnowError
-from stages.learning import parallel
-from stages.learning.parallel import SharedBatchNorm, World, joined, world
+from stages.learning.machine import parallel
+from stages.learning.machine.parallel import SharedBatchNorm, World, joined, world
 
 
 def run(folder: Path, *names: str, **variables: str) -> list[tuple[int, str]]:

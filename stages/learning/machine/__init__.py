@@ -1,0 +1,1 @@
+"""Where training computes: devices and their memory, several processes, compilation, exact arithmetic."""
