@@ -19,7 +19,7 @@ Weights = list[NDArray[np.float32]]
 CODE = [
     "checkpoints.py",
     "learning/names.py",
-    *(f"learning/machine/{name}.py" for name in ("devices", "digest", "memory")),
+    *(f"learning/machine/{name}.py" for name in ("__init__", "devices", "digest", "memory")),
     "synthesis/gan/diff_augment.py",
     *(f"synthesis/gan/{name}.py" for name in ("networks", "record", "snapshots", "trainer", "training")),
 ]
