@@ -82,7 +82,7 @@ class Settings:
     epochs: int = 40
     batch_size: int = 32
     head_epochs: int = 10
-    scratch_rate: float = 0.005
+    scratch_rate: float = 0.002
     learning_rate: float = 0.005
     backbone_lr_factor: float = 0.1
     layer_decay: float = 0.6

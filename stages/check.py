@@ -21,8 +21,11 @@ from stages.params import DetectNoise, Finetune, Params
 from stages.runtime import stage
 from stages.sources.catalogue import is_catalogue_set, refuse_planting
 from stages.tracking import StageRun
+from stages.tracking.registered import check_address
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from stages.learning.models import Layers
 
 CATALOGUE = Path("data/raw/dvc.yaml")
@@ -32,6 +35,7 @@ _DEFAULT_BACKBONE = MODELS / "train"
 _MADE_HERE = (MODELS / "baseline", _DEFAULT_BACKBONE)
 _OWN_BACKBONE = MODELS / "finetune"
 _REGISTRY = "models:/"  # of MLflow: what is in it is looked up when it is needed
+_DESCRIPTION, _WEIGHTS = "model.json", "model.safetensors"  # of a model's folder
 
 
 def check_params(params: Params, catalogue: Path = CATALOGUE, graph: Path = GRAPH) -> list[str]:
@@ -55,7 +59,9 @@ def check_params(params: Params, catalogue: Path = CATALOGUE, graph: Path = GRAP
     _check_augmentation(params)
     _check_device(params)
     _check_networks(params)
-    notes = _check_source(Path(params.ingest.source), catalogue)
+    _check_statistics(params)
+    _check_unlabeled(params, catalogue)
+    notes = _notes_on_losses(params) + _check_source(Path(params.ingest.source), catalogue)
     if params.simulate.enabled:
         refuse_planting(Path(params.ingest.source), catalogue)
     return notes + _check_judge(params.detect_noise, graph) + _check_backbone(params.finetune)
@@ -72,22 +78,38 @@ def _check_augmentation(params: Params) -> None:
     validate_policy(policy, (size, size, channels), key)
     refuse_unfit(preset, policy, size, key)
     why = reason_against(preset, "mirror")
-    for where, flips in (("train", params.train.flip), ("detect_noise", params.detect_noise.flip)):
-        if flips and why is not None:
+    test_time = params.evaluate.test_time
+    flips = {
+        "train.flip = True": params.train.flip,
+        "detect_noise.flip = True": params.detect_noise.flip,
+        f"evaluate.test_time = {test_time!r}": "flip" in test_time,
+    }
+    for choice, flipped in flips.items():
+        if flipped and why is not None:
+            other = "none or shift" if choice.startswith("evaluate") else "false"
             raise WinnowError(
-                f"{where}.flip = True mirrors left and right, which augment.preset = {preset!r} refuses: "
-                f"{why}; set it to false, or choose another preset"
+                f"{choice} mirrors left and right, which augment.preset = {preset!r} refuses: "
+                f"{why}; set it to {other}, or choose another preset"
             )
 
 
 def _check_device(params: Params) -> None:
-    """A device that is asked for has to be there before a stage's outputs are taken away for it."""
-    if params.device in ("cuda", "mps"):
-        import torch
+    """Devices that are asked for have to be there before a stage's outputs are taken away for them."""
+    import torch
 
-        cuda = params.device == "cuda"
-        if not (torch.cuda.is_available() if cuda else torch.backends.mps.is_available()):
-            raise WinnowError(f"device = {params.device!r}: this machine has none; use auto or cpu")
+    device, wanted = params.device, params.train.devices
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device, True):
+        raise WinnowError(f"device = {device!r}: this machine has none; use auto or cpu")
+    if wanted in ("auto", 1) or device == "cpu":
+        return
+    if there["cuda"] and device != "mps":
+        if int(wanted) > (count := torch.cuda.device_count()):
+            raise WinnowError(
+                f"train.devices = {wanted}, but this machine has {count} GPU(s): lower it, or device: cpu"
+            )
+    elif there["mps"]:
+        raise WinnowError(f"train.devices = {wanted} does not go with MPS: take device: cpu, or devices: 1")
 
 
 def _check_networks(params: Params) -> None:
@@ -95,30 +117,102 @@ def _check_networks(params: Params) -> None:
     from stages.learning.models import Layers
 
     layers = Layers(**params.train.layers.model_dump())
-    _check_network("train.model", params.train.model, layers, params)
+    _check_network("train.model", params.train.model, layers, params, params.train.batch_size)
     for name in params.detect_noise.models:
-        _check_network("detect_noise.models", name, Layers(), params)
+        _check_network("detect_noise.models", name, Layers(), params, params.detect_noise.batch_size)
     if params.finetune.architecture is not None:
-        _check_network("finetune.architecture", params.finetune.architecture, Layers(), None)
+        _check_network("finetune.architecture", params.finetune.architecture, Layers())
 
 
-def _check_network(key: str, name: str, layers: Layers, params: Params | None) -> None:
-    """The network by itself, and on the images of `params` where they are given."""
-    import torch
-
-    from stages.learning.models import ModelSpec
-    from stages.learning.networks import OWN, build_backbone, reason_against
+def _check_network(
+    key: str, name: str, layers: Layers, params: Params | None = None, batch_size: int = 0
+) -> None:
+    """The network by itself, and in training on the images of `params` where they are given."""
+    from stages.learning.networks import OWN, reason_against
 
     try:
         why = reason_against(name, layers)
-        if why is None and params is not None and name not in OWN:
-            size, channels = params.ingest.image_size, 1 if params.ingest.color == "grey" else 3
-            with torch.device("meta"), suppress(NotImplementedError):  # some cannot be built without memory
-                build_backbone(ModelSpec(name, [], (size, size, channels), [], []))
+        if why is None and params is not None and (name not in OWN or batch_size == 1):
+            why = _reason_against_training(name, layers, params, batch_size)
     except WinnowError as error:
         raise WinnowError(f"{key} = {name!r}: {error}") from error
     if why is not None:
         raise WinnowError(f"{key} = {name!r}: {why}")
+
+
+def _reason_against_training(name: str, layers: Layers, params: Params, batch_size: int) -> str | None:
+    """Why the network cannot learn from batches of that size; an image that it does not take is an error."""
+    import torch
+
+    backbone = _backbone(name, layers, params)
+    if batch_size == 1 and backbone is not None:
+        size, channels = params.ingest.image_size, 1 if params.ingest.color == "grey" else 3
+        try:
+            with torch.device("meta"), suppress(NotImplementedError):
+                backbone.train()(torch.zeros(1, channels, size, size))
+        except ValueError:
+            return "its batch normalisation cannot learn from one image: raise batch_size"
+    return None
+
+
+def _backbone(name: str, layers: Layers, params: Params) -> nn.Module | None:
+    """A network without weights; None where it cannot be built without memory."""
+    import torch
+
+    from stages.learning.models import ModelSpec
+    from stages.learning.networks import build_backbone
+
+    size, channels = params.ingest.image_size, 1 if params.ingest.color == "grey" else 3
+    with torch.device("meta"), suppress(NotImplementedError):
+        return build_backbone(ModelSpec(name, [], (size, size, channels), [], [], layers=layers))[0]
+    return None
+
+
+def _check_statistics(params: Params) -> None:
+    """Where finetune is to adapt batch normalisation, its backbone has some, as far as it is known here."""
+    from torch import nn
+
+    from stages.learning.models import Layers
+    from stages.learning.networks import OWN
+
+    choices = params.finetune
+    if not choices.adapt_batch_norm:
+        return
+    name, layers = params.train.model, Layers(**params.train.layers.model_dump())
+    if choices.pretrained is not None:
+        architecture = _check_start("finetune.pretrained", choices.pretrained)
+    else:
+        architecture = name if Path(choices.backbone) in _MADE_HERE else choices.architecture
+    if architecture is None:
+        return
+    backbone = _backbone(architecture, layers if architecture in OWN else Layers(), params)
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    if backbone is not None and not any(isinstance(layer, kinds) for layer in backbone.modules()):
+        raise WinnowError(
+            f"finetune.adapt_batch_norm = True, and {architecture}, where finetune starts, has no batch "
+            "normalisation: set it to false"
+        )
+
+
+def _check_unlabeled(params: Params, catalogue: Path) -> None:
+    """What can be known here of images to adapt to: sets of the catalogue are labelled throughout."""
+    coral, source = params.finetune.coral, params.ingest.source
+    if coral and is_catalogue_set(Path(source), catalogue):
+        raise WinnowError(
+            f"finetune.coral = {coral:g} adapts to unlabelled images, and {source} has none: set it to 0, or "
+            "bring data with samples of the split `unlabeled`"
+        )
+
+
+def _notes_on_losses(params: Params) -> list[str]:
+    """A loss that goes by how labels are wrong, behind a stage that mends them."""
+    policy = params.curate.label_error
+    if params.train.loss != "forward_correction" or (policy.action, policy.otherwise) == ("keep", "keep"):
+        return []
+    return [
+        "train.loss = 'forward_correction' goes by how labels were wrong before curate mended them: "
+        "with it set curate.label_error.action and otherwise to keep"
+    ]
 
 
 def _check_source(source: Path, catalogue: Path) -> list[str]:
@@ -188,26 +282,73 @@ def _check_backbone(finetune: Finetune) -> list[str]:
                 f"finetune.architecture = {finetune.architecture!r}: the weights {finetune.pretrained} "
                 f"are for {architecture}; set it to null"
             )
+        if architecture is None:
+            _refuse_architecture(finetune, finetune.pretrained)
+        return []
     if backbone in _MADE_HERE:
+        _refuse_architecture(finetune, finetune.backbone)
         return []
     if backbone.is_relative_to(_OWN_BACKBONE):
         raise WinnowError(
             f"finetune.backbone = {finetune.backbone!r}: finetune cannot start from its own output"
         )
-    return _present("finetune.backbone", backbone, "put the weights there, or set it to models/train")
+    notes = _present("finetune.backbone", backbone, "put the weights there, or set it to models/train")
+    if not notes:
+        _check_description(finetune, backbone)
+    return notes
+
+
+def _check_description(finetune: Finetune, backbone: Path) -> None:
+    """A model's folder says which network it holds; for a file of other weights the user has to."""
+    folder = backbone if backbone.is_dir() else backbone.parent
+    if (folder / _DESCRIPTION).is_file() and (backbone.is_dir() or backbone.name == _WEIGHTS):
+        _refuse_architecture(finetune, finetune.backbone)
+    elif backbone.is_dir():
+        raise WinnowError(
+            f"finetune.backbone = {finetune.backbone!r}: the folder holds no model of Winnow's "
+            f"({_DESCRIPTION}); name a file of weights"
+        )
+    elif finetune.architecture is None:
+        raise WinnowError(
+            f"finetune.backbone = {finetune.backbone!r} does not say which network it is for: name it in "
+            "finetune.architecture, such as resnet18"
+        )
+
+
+def _refuse_architecture(finetune: Finetune, weights: str) -> None:
+    if finetune.architecture is not None:
+        raise WinnowError(
+            f"finetune.architecture = {finetune.architecture!r} is for a file that does not say so itself, "
+            f"and {weights} does: set it to null"
+        )
 
 
 def _check_start(key: str, name: str) -> str | None:
     """The architecture of weights by their name; None where only the registry knows it."""
     if name.startswith(_REGISTRY):
+        try:
+            check_address(name)
+        except WinnowError as error:
+            raise WinnowError(f"{key} = {error}") from error
         return None
     if name.startswith("timm/"):
         from stages.learning.models import Layers
 
-        architecture = name.partition(".")[0]  # behind the dot: what it was trained on
-        _check_network(key, architecture, Layers(), None)
+        architecture, _, tag = name.partition(".")  # behind the dot: what it was trained on
+        _check_network(key, architecture, Layers())
+        _check_tag(key, name, architecture.removeprefix("timm/"), tag)
         return architecture
     return _check_pretrained(key, name)
+
+
+def _check_tag(key: str, name: str, network: str, tag: str) -> None:
+    """Weights that timm has of the network."""
+    import timm
+
+    known = timm.list_pretrained(f"{network}.*")
+    if not known or (tag and f"{network}.{tag}" not in known):
+        theirs = ", ".join(f"timm/{one}" for one in known) or "none"
+        raise WinnowError(f"{key} = {name!r}: timm has no such weights; of {network} it has {theirs}")
 
 
 def _check_pretrained(key: str, name: str, *, or_file: bool = False) -> str:
@@ -220,9 +361,14 @@ def _check_pretrained(key: str, name: str, *, or_file: bool = False) -> str:
         weights = get_weight(name)
     except (ValueError, AttributeError, KeyError):
         no_file = "there is no such file, and " if or_file else ""
+        others = (
+            ""
+            if or_file
+            else ", timm's like timm/resnet18.a1_in1k, registered models like models:/winnow@champion"
+        )
         raise WinnowError(
             f"{key} = {name!r}: {no_file}torchvision has no weights of this name; "
-            "they are called like ResNet18_Weights.IMAGENET1K_V1"
+            f"they are called like ResNet18_Weights.IMAGENET1K_V1{others}"
         ) from None
     classifiers = {get_model_weights(model): model for model in torchvision_names()}
     if type(weights) not in classifiers:

@@ -64,7 +64,9 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     data, val = split_view(base, "train", ledger), split_view(base, "val", ledger)
     model, origin = starting_model(params, _spec(params, data))
     epoch = steps_per_epoch(int((base.samples["split"] == "train").sum()), params.train.batch_size)
-    unlabeled = _unlabeled(base, ledger)
+    rows = _unlabeled(base, ledger)
+    adapted = params.finetune.adapt_batch_norm or params.finetune.coral > 0
+    unlabeled = np.asarray(base.images[rows if adapted else rows[:0]])
     plan, results = finetune(model, data, val, params, epoch, unlabeled=unlabeled)
     calibration = calibrate(model, val, params.device)
     history = mean_history([history_rows(member) for member in results])
@@ -72,7 +74,7 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
         **origin,
         "mode": params.finetune.mode,
         "images": len(data),
-        "unlabeled_images": len(unlabeled),
+        "unlabeled_images": len(rows),
         "steps": len(history) * epoch,
         "phases": _described(plan, results),
         "kept_epochs": [result.best_epoch for member in results for result in member],
@@ -141,7 +143,8 @@ def finetune(
     Parameters
     ----------
     epoch : in steps
-    unlabeled : uint8, M×H×W×C; images of the base without a label, for the adaptation to the domain
+    unlabeled : uint8, M×H×W×C; images of the base without a label, for the adaptation to the domain; none
+        where there is no such adaptation
     """
     choices, members = params.finetune, members_of(model)
     plan = phases(
@@ -153,9 +156,9 @@ def finetune(
         stages=len(stages_of(members[0].backbone)),
     )
     results = []
+    domain = np.concatenate([data.images, unlabeled]) if len(unlabeled) else data.images
     for number, member in enumerate(members):
         if choices.adapt_batch_norm:
-            domain = np.concatenate([data.images, unlabeled])
             adapt_batch_norm(member, domain, seed=params.seed, device=params.device)
         fits = transfer(
             member,
@@ -193,11 +196,11 @@ def _spec(params: Params, data: View) -> ModelSpec:
     return replace(spec, second_classes=data.second_classes if data.second_labels is not None else [])
 
 
-def _unlabeled(base: Dataset, ledger: pd.DataFrame) -> NDArray[np.uint8]:
-    """Images without a label that nobody dropped, uint8 M×H×W×C."""
+def _unlabeled(base: Dataset, ledger: pd.DataFrame) -> NDArray[np.int64]:
+    """Rows of the base's images without a label that nobody dropped."""
     left = ledger[(ledger["split"] == "unlabeled") & (ledger["action"] != "drop")]
     chosen = base.samples["sample_id"].isin(left["sample_id"]).to_numpy(bool)
-    return np.asarray(base.images[base.samples["row"].to_numpy()[chosen]])
+    return base.samples["row"].to_numpy(np.int64)[chosen]
 
 
 def _described(plan: Sequence[Phase], results: Sequence[Sequence[Fit]]) -> list[Mapping[str, Any]]:

@@ -169,10 +169,9 @@ def cross_validation(fits: Sequence[Fit], shares: Sequence[Share], device: Devic
     """A row for each member that left a fold out: `fold`, `images`, and `FOLD_METRICS` on it."""
     rows = []
     for number, (result, share) in enumerate(zip(fits, shares, strict=True), start=1):
-        if share.outside is not None:
-            probabilities, _ = predict(result.model, share.outside.images, device)
-            scores = scores_of(share.outside.labels, probabilities)
-            rows.append({"fold": number, "images": len(share.outside)} | scores)
+        if (outside := share.outside) is not None:
+            probabilities, _ = predict(result.model, outside.images, device)
+            rows.append({"fold": number, "images": len(outside)} | scores_of(outside.labels, probabilities))
     return pd.DataFrame(rows)
 
 

@@ -75,6 +75,23 @@ def test_a_device_that_is_not_there_is_said_before_anything_runs(catalogue: Path
         check_params(make_params({"device": "cuda"}))
 
 
+def test_more_devices_than_there_are(
+    catalogue: Path, make_params: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for changes in ({"train.devices": 2}, {"train.devices": "auto"}, {"train.devices": 4, "device": "cpu"}):
+        assert check_params(make_params(changes)) == []
+    with pytest.raises(WinnowError, match=r"^train.devices = 3, but this machine has 2 GPU"):
+        check_params(make_params({"train.devices": 3}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert check_params(make_params({"train.devices": 3})) == []
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(WinnowError, match=r"^train.devices = 3 does not go with MPS"):
+        check_params(make_params({"train.devices": 3}))
+
+
 def test_a_tracked_source_may_be_brought_later(catalogue: Path, make_params: Make) -> None:
     Path("mine.dvc").touch()
     (note,) = check_params(make_params(mine()))
@@ -103,13 +120,24 @@ def test_what_the_preset_must_not_do_is_refused(catalogue: Path, make_params: Ma
     assert check_params(make_params({"augment.policy": policy, "augment.preset": None})) == []
 
 
-@pytest.mark.parametrize("key", ["train.flip", "detect_noise.flip"])
-def test_flips_elsewhere_are_held_against_the_preset(catalogue: Path, make_params: Make, key: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train.flip", True),
+        ("detect_noise.flip", True),
+        ("evaluate.test_time", "flip"),
+        ("evaluate.test_time", "flip_shift"),
+    ],
+)
+def test_flips_elsewhere_are_held_against_the_preset(
+    catalogue: Path, make_params: Make, key: str, value: object
+) -> None:
     for preset in ("digits", "medical"):
-        with pytest.raises(WinnowError, match=f"^{key} = True mirrors .* augment.preset = '{preset}'"):
-            check_params(make_params({key: True, "augment.preset": preset}))
+        with pytest.raises(WinnowError, match=f"^{key} = {value!r} mirrors .* augment.preset = '{preset}'"):
+            check_params(make_params({key: value, "augment.preset": preset}))
     for preset in ("photos", "textures"):
-        assert check_params(make_params({key: True, "augment.preset": preset})) == []
+        assert check_params(make_params({key: value, "augment.preset": preset})) == []
+    assert check_params(make_params({"evaluate.test_time": "shift", "augment.preset": "digits"})) == []
 
 
 @pytest.mark.parametrize(
@@ -133,24 +161,112 @@ def test_flips_elsewhere_are_held_against_the_preset(catalogue: Path, make_param
             "say ResNet18_Weights.IMAGENET1K_V1, for which it stands",
         ),
         ({"pretrained": "ResNet18_Weights.IMAGENET1K_V1", "architecture": "resnet34"}, "are for resnet18"),
+        ({"pretrained": "models:/"}, "'models:/' is no registered model: models:/NAME@ALIAS or "),
+        (
+            {"pretrained": "models:/winnow/1", "architecture": "resnet18"},
+            "models:/winnow/1 does: set it to null",
+        ),
+        ({"architecture": "resnet18"}, "models/train does: set it to null"),
+        ({"backbone": "w.pth"}, "does not say which network it is for: name it in finetune.architecture"),
+        ({"backbone": "bare/model.safetensors"}, "does not say which network it is for"),
+        ({"backbone": "bare"}, "the folder holds no model of Winnow's (model.json); name a file"),
+        ({"backbone": "whole", "architecture": "mlp"}, "whole does: set it to null"),
+        ({"backbone": "whole/model.safetensors", "architecture": "mlp"}, "model.safetensors does: set it to"),
     ],
 )
 def test_backbones_that_cannot_work(
     catalogue: Path, make_params: Make, changes: dict[str, str], said: str
 ) -> None:
+    places_of_weights()
     with pytest.raises(WinnowError) as caught:
         check_params(make_params({f"finetune.{key}": value for key, value in changes.items()}))
     assert said in str(caught.value)
 
 
 def test_backbones_that_can_work(catalogue: Path, make_params: Make) -> None:
-    Path("weights.pth").touch()
+    places_of_weights()
     for changes in (
-        {"finetune.backbone": "weights.pth"},
+        {"finetune.backbone": "w.pth", "finetune.architecture": "resnet18"},
+        {"finetune.backbone": "whole/other.pth", "finetune.architecture": "resnet18"},
+        {"finetune.backbone": "whole"},
+        {"finetune.backbone": "whole/model.safetensors"},
+        {"finetune.pretrained": "models:/winnow@champion"},
         {"finetune.backbone": "models/baseline"},
         {"finetune.pretrained": "ResNet18_Weights.IMAGENET1K_V1", "finetune.architecture": "resnet18"},
     ):
         assert check_params(make_params(changes)) == []
+
+
+def test_weights_that_timm_has(catalogue: Path, make_params: Make) -> None:
+    pytest.importorskip("timm")
+    for name in ("timm/resnet18", "timm/resnet18.a1_in1k"):
+        assert check_params(make_params({"finetune.pretrained": name})) == []
+    with pytest.raises(
+        WinnowError, match=r"timm has no such weights; of resnet18 it has timm/resnet18.a1_in1k, "
+    ):
+        check_params(make_params({"finetune.pretrained": "timm/resnet18.a1"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "network"),
+    [
+        ({"train.layers.normalisation": "group"}, "small_cnn"),
+        ({"train.model": "vit_b_16"}, "vit_b_16"),
+        ({"train.model": "vit_b_16", "finetune.backbone": "models/baseline"}, "vit_b_16"),
+        ({"finetune.pretrained": "ConvNeXt_Tiny_Weights.IMAGENET1K_V1"}, "convnext_tiny"),
+        ({"finetune.backbone": "w.pth", "finetune.architecture": "vgg11"}, "vgg11"),
+    ],
+)
+def test_statistics_that_cannot_be_adapted(
+    catalogue: Path, make_params: Make, changes: dict[str, Any], network: str
+) -> None:
+    places_of_weights()
+    said = f"^finetune.adapt_batch_norm = True, and {network}, where finetune starts, has no batch norm"
+    with pytest.raises(WinnowError, match=said):
+        check_params(make_params({"ingest.image_size": 32, "finetune.adapt_batch_norm": True, **changes}))
+
+
+def test_statistics_that_can_be_adapted(catalogue: Path, make_params: Make) -> None:
+    places_of_weights()
+    for changes in (
+        {},
+        {"train.model": "lstm"},
+        {"train.model": "regnet_y_400mf"},
+        {"train.layers.normalisation": "group", "finetune.pretrained": "ResNet18_Weights.IMAGENET1K_V1"},
+        {"train.model": "vit_b_16", "finetune.backbone": "whole"},  # what it holds, finetune finds out
+    ):
+        assert check_params(make_params({"finetune.adapt_batch_norm": True, **changes})) == []
+
+
+def test_coral_needs_unlabelled_images(catalogue: Path, make_params: Make) -> None:
+    with pytest.raises(
+        WinnowError, match=r"^finetune.coral = 0.5 .* and data/raw/digits has none: set it to 0"
+    ):
+        check_params(make_params({"finetune.coral": 0.5}))
+    Path("mine").mkdir()
+    Path("mine/a.png").touch()
+    assert check_params(make_params(mine({"finetune.coral": 0.5}))) == []
+
+
+def test_forward_correction_behind_mended_labels_is_worth_a_note(catalogue: Path, make_params: Make) -> None:
+    loss = {"train.loss": "forward_correction"}
+    (note,) = check_params(make_params(loss))
+    assert "set curate.label_error.action and otherwise to keep" in note
+    keep = {"curate.label_error.action": "keep", "curate.label_error.otherwise": "keep"}
+    assert check_params(make_params(loss | keep)) == []
+
+
+def places_of_weights() -> None:
+    """A model's folder, one without a description, and a file of weights, all empty."""
+    for name in (
+        "whole/model.json",
+        "whole/model.safetensors",
+        "whole/other.pth",
+        "bare/model.safetensors",
+        "w.pth",
+    ):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
 
 
 def watch(*paths: str) -> None:
@@ -219,6 +335,16 @@ def test_weights_to_judge_by_that_can_work(catalogue: Path, make_params: Make) -
             "takes no images of 8×8 pixels",
         ),
         (
+            {"train.model": "mlp", "train.batch_size": 1},
+            "train.model = 'mlp'",
+            "from one image: raise batch_",
+        ),
+        (
+            {"detect_noise.models": ["resnet18", "mlp"], "detect_noise.batch_size": 1},
+            "detect_noise.models = 'mlp'",
+            "cannot learn from one image: raise batch_size",
+        ),
+        (
             {"detect_noise.models": ["small_cnn", "vit"]},
             "detect_noise.models = 'vit'",
             "known are mlp, small_cnn, resnet9, resnet20, resnet32, lstm, gru, any classifier of torchvision",
@@ -237,8 +363,10 @@ def test_networks_that_there_are_not(
 def test_networks_that_there_are(catalogue: Path, make_params: Make) -> None:
     for changes in (
         {"train.model": "mlp", "train.layers.residual": True, "train.layers.stochastic_depth": 0.1},
-        {"train.model": "regnet_y_400mf"},
-        {"train.model": "vit_b_16", "ingest.image_size": 32},
+        {"train.model": "regnet_y_400mf", "train.batch_size": 1},
+        {"train.model": "vit_b_16", "ingest.image_size": 32, "train.batch_size": 1},
+        {"train.model": "mlp", "train.layers.normalisation": "layer", "train.batch_size": 1},
+        {"train.batch_size": 1},
         {"detect_noise.models": ["lstm", "mobilenet_v3_small"]},
         {"finetune.pretrained": "models:/winnow@champion"},
         {"finetune.pretrained": "EfficientNet_V2_S_Weights.IMAGENET1K_V1"},
@@ -260,6 +388,6 @@ def test_torchvision_is_not_imported_for_networks_of_our_own(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
     torchvision_names.cache_clear()
-    assert check_params(make_params({"train.model": "resnet9", "finetune.architecture": "mlp"})) == []
+    assert check_params(make_params({"train.model": "resnet9", "detect_noise.models": ["mlp"]})) == []
     with pytest.raises(ImportError):
         check_params(make_params({"train.model": "resnet18"}))

@@ -8,6 +8,7 @@ import torch
 
 from stages import finetune
 from stages.dataset import Dataset, new_folder, write_dataset, write_table
+from stages.learning.calibration import Calibration
 from stages.learning.models import ModelSpec, build_model, members_of
 from stages.learning.store import load_model, save_model
 from stages.tracking.registered import Registered
@@ -56,6 +57,36 @@ def test_it_starts_from_the_trained_model_and_counts_both_phases(prepared, works
     before, after = load_model(workspace / "models/train"), load_model(workspace / "models/finetune")
     assert not torch.equal(before.head.weight, after.head.weight)
     assert not torch.equal(next(before.backbone.parameters()), next(after.backbone.parameters()))
+
+
+def test_it_is_validation_images_that_calibrate(prepared, workspace, use_params, monkeypatch):
+    seen = []
+
+    def spy(model, val, device):
+        seen.append(set(val.sample_ids))
+        return Calibration()
+
+    monkeypatch.setattr(finetune, "calibrate", spy)
+    use_params({"finetune.epochs": 0})
+    finetune.main([])
+    samples = prepared.samples
+    assert seen == [set(samples.loc[samples["split"] == "val", "sample_id"])]
+
+
+@pytest.mark.parametrize(
+    ("loss", "kept"),
+    [("balanced_softmax", "cross_entropy"), ("early_learning", "early_learning"),
+     ("co_teaching", "cross_entropy"), ("forward_correction", "cross_entropy"),
+     ("generalised_cross_entropy", "generalised_cross_entropy")],
+)  # fmt: skip
+def test_classes_are_drawn_equally_often_and_losses_for_wrong_labels_stay(make_params, loss, kept):
+    params = make_params({"train.loss": loss, "train.class_weighting": "sqrt", "finetune.coral": 0.5})
+    recipe = finetune._recipe(params, 7)
+    assert (recipe.loss, recipe.sampling, recipe.class_weighting, recipe.deferred) == (
+        kept, "balanced", "none", 0.0,
+    )  # fmt: skip
+    assert (recipe.epochs, recipe.steps_per_epoch, recipe.coral) == (params.finetune.epochs, 7, 0.5)
+    assert recipe.learning_rate == params.finetune.learning_rate
 
 
 def test_a_backbone_rate_of_zero_leaves_the_backbone_alone(prepared, workspace, use_params):
@@ -119,22 +150,12 @@ def test_the_summary_lists_the_phases_of_the_mode(prepared, workspace, use_param
     assert not (workspace / ".winnow/finetune").exists()
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"finetune.mode": "full", "finetune.backbone_lr_factor": 0.0}, "mode full trains the backbone"),
-        ({"finetune.coral": 1.0}, "samples of the split `unlabeled`"),
-        ({"finetune.mode": "feature_extraction", "finetune.coral": 1.0}, "coral must be 0"),
-    ],
-)
-def test_choices_that_make_no_sense_leave_nothing_behind(
-    prepared, workspace, use_params, capsys, changes, message
-):
-    use_params(changes)
+def test_coral_without_unlabelled_images_leaves_nothing_behind(prepared, workspace, use_params, capsys):
+    use_params({"finetune.coral": 1.0})
     with pytest.raises(SystemExit) as error:
         finetune.main([])
     assert error.value.code == 2
-    assert message in capsys.readouterr().err
+    assert "samples of the split `unlabeled`" in capsys.readouterr().err
     assert not (workspace / "models/finetune").exists()
 
 

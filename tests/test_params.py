@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from stages.errors import WinnowError
-from stages.params import Params, load_params, parse_params
+from stages.learning.names import ClassWeighting, Loss
+from stages.params import LossConstants, Params, load_params, parse_params
+from stages.params.training import _TAKEN_BY
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,7 +45,6 @@ def test_every_key_must_be_given(params_dict: dict[str, Any]) -> None:
         ("simulate.imbalance", 0.5, ["simulate.imbalance = 0.5", "greater than or equal to 1"]),
         ("simulate.max_per_class", 0, ["simulate.max_per_class = 0", "greater than or equal to 1"]),
         ("detect_noise.models", [], ["detect_noise.models = []", "at least 1"]),
-        ("detect_noise.models", ["vgg"], ["detect_noise.models.0 = 'vgg'", "'resnet18'"]),
         ("detect_noise.models", ["resnet18"] * 2, ["detect_noise: models names an architecture twice"]),
         ("detect_noise.image_checks", ["dak"], ["detect_noise.image_checks.0 = 'dak'", "'dark', 'light'"]),
         ("curate.outlier", "drop", ["curate.outlier = 'drop'", "valid dictionary"]),
@@ -117,6 +118,90 @@ def test_what_does_not_go_together_is_named(make_params: Callable[..., Params]) 
         make_params({"ingest.val_share": 0.5, "ingest.test_share": 0.5})
     with pytest.raises(WinnowError, match=r"finetune: head_epochs \+ epochs must be at least 1"):
         make_params({"finetune.head_epochs": 0, "finetune.epochs": 0})
+    for changes in ({"finetune.mode": "feature_extraction"}, {"finetune.epochs": 0}):
+        with pytest.raises(WinnowError, match=r"finetune: coral moves the features of .* set coral to 0"):
+            make_params({"finetune.coral": 1.0, **changes})
+    with pytest.raises(WinnowError, match=r"train: devices = 33 share each batch, and batch_size = 32"):
+        make_params({"train.devices": 33})
+    for key in ("train.shift", "train.cutout", "detect_noise.shift"):
+        with pytest.raises(WinnowError, match=rf"{key} = 16 leaves nothing of images of ingest.image_size"):
+            make_params({key: 16})
+        make_params({key: 15})
+
+
+@pytest.mark.parametrize(
+    ("constant", "taken_by"),
+    [
+        ("gce_q", {"train.loss": "generalised_cross_entropy"}),
+        ("sce_alpha", {"train.loss": "symmetric_cross_entropy"}),
+        ("sce_beta", {"train.loss": "symmetric_cross_entropy"}),
+        ("elr_strength", {"train.loss": "early_learning"}),
+        ("elr_memory", {"train.loss": "early_learning"}),
+        ("forget_rate", {"train.loss": "co_teaching"}),
+        ("focal_gamma", {"train.loss": "focal"}),
+        ("ldam_margin", {"train.loss": "ldam"}),
+        ("ldam_scale", {"train.loss": "ldam"}),
+        ("effective_beta", {"train.class_weighting": "effective"}),
+    ],
+)
+def test_constants_of_another_loss(
+    make_params: Callable[..., Params], constant: str, taken_by: dict[str, str]
+) -> None:
+    ((key, name),) = taken_by.items()
+    options = {"train.loss_options": {constant: 0.5}}
+    assert getattr(make_params(options | taken_by).train.loss_options, constant) == 0.5
+    make_params({"train.loss_options": {constant: None}})
+    said = rf"loss_options\.{constant} is for {key.removeprefix('train.')} = '{name}', not '"
+    with pytest.raises(WinnowError, match=said):
+        make_params(options)
+
+
+def test_every_constant_of_a_loss_has_one_that_takes_it() -> None:
+    assert set(_TAKEN_BY) == set(LossConstants.model_fields)
+    assert set(_TAKEN_BY.values()) <= {*get_args(Loss), *get_args(ClassWeighting)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"train.class_weighting": "balanced", "train.deferred": 0.8},
+            "train: loss = 'balanced_softmax' evens out what class weights leave",
+        ),
+        (
+            {"train.loss": "ldam", "train.class_weighting": "sqrt", "train.sampling": "balanced"},
+            "train: sampling = 'balanced' and class_weighting = 'sqrt' even the classes out twice",
+        ),
+        (
+            {"finetune.mode": "layer_wise", "finetune.backbone_lr_factor": 0.0},
+            "finetune: mode = 'layer_wise' trains the backbone, and backbone_lr_factor = 0 freezes it",
+        ),
+        (
+            {"finetune.coral": 1.0, "finetune.backbone_lr_factor": 0.0},
+            "finetune: coral moves features, and backbone_lr_factor = 0 freezes the backbone",
+        ),
+    ],
+)
+def test_classes_and_backbones_are_not_pulled_both_ways(
+    make_params: Callable[..., Params], changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(WinnowError) as caught:
+        make_params(changes)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train.class_weighting": "effective", "train.sampling": "balanced"},
+        {"train.loss": "ldam", "train.class_weighting": "effective", "train.deferred": 0.8},
+        {"finetune.backbone_lr_factor": 0.0},
+    ],
+)
+def test_what_looks_like_it_but_goes_together(
+    make_params: Callable[..., Params], changes: dict[str, Any]
+) -> None:
+    assert make_params(changes)
 
 
 def test_all_mistakes_are_said_at_once(make_params: Callable[..., Params]) -> None:

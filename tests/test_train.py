@@ -11,11 +11,15 @@ from stages.dataset import (
     empty_delta,
     new_folder,
     read_ledger,
+    split_view,
     training_view,
     write_dataset,
     write_table,
 )
 from stages.errors import WinnowError
+from stages.learning.calibration import Calibration
+from stages.learning.ensembles import Share
+from stages.learning.loop import Fit
 from stages.learning.models import members_of
 from stages.learning.store import load_model
 
@@ -245,6 +249,35 @@ def test_a_model_is_calibrated_on_validation_and_says_so(prepared, workspace):
     assert not (workspace / ".winnow/train/train").exists()
 
 
+@pytest.mark.parametrize("view", ["treated", "raw"])
+def test_it_is_validation_images_that_calibrate(prepared, workspace, monkeypatch, view):
+    seen = []
+
+    def spy(model, val, device):
+        seen.append(set(val.sample_ids))
+        return Calibration()
+
+    monkeypatch.setattr(train, "calibrate", spy)
+    train.main(["--view", view])
+    samples = prepared.samples
+    assert seen == [set(samples.loc[samples["split"] == "val", "sample_id"])]
+
+
+def test_each_member_is_scored_on_its_own_fold(tiny_dataset, monkeypatch):
+    data = split_view(tiny_dataset, "train")
+    rows = np.arange(len(data))
+    shares = [Share(data, rows[at::2], rows[1 - at :: 2]) for at in (0, 1)]
+
+    def predict(model, images, device):
+        part = next(share.outside for share in shares if np.array_equal(share.outside.images, images))
+        right = np.eye(3, dtype=np.float32)[part.labels]
+        return (right if np.array_equal(part.images, shares[model].outside.images) else 1 - right), None
+
+    monkeypatch.setattr(train, "predict", predict)
+    folds = train.cross_validation([Fit(0), Fit(1)], shares, "cpu")
+    assert folds[["fold", "images", "accuracy"]].to_numpy().tolist() == [[1, 30, 1.0], [2, 30, 1.0]]
+
+
 def test_an_ensemble_over_seeds_is_one_model_of_different_networks(
     prepared, workspace, make_params, monkeypatch
 ):
@@ -304,11 +337,14 @@ def test_too_many_folds_are_refused_by_the_name_of_the_key(
     assert not (workspace / "models").exists()
 
 
-def test_the_baseline_keeps_regularisers_and_leaves_treatments_out(make_params):
+@pytest.mark.parametrize(
+    "treatments",
+    [{"train.class_weighting": "effective", "train.deferred": 0.8}, {"train.sampling": "balanced"}],
+)
+def test_the_baseline_keeps_regularisers_and_leaves_treatments_out(make_params, treatments):
     choices = make_params(
-        {"train.loss": "ldam", "train.class_weighting": "effective", "train.deferred": 0.8,
-         "train.mixup": 0.2, "train.average_weights": 0.99, "train.sampling": "balanced"}
-    ).train  # fmt: skip
+        {"train.loss": "ldam", "train.mixup": 0.2, "train.average_weights": 0.99} | treatments
+    ).train
     plain = train._plain(choices)
     assert (plain.loss, plain.class_weighting, plain.deferred) == ("cross_entropy", "none", 0.0)
     assert (plain.sampling, plain.mixup, plain.average_weights) == ("shuffle", 0.2, 0.99)

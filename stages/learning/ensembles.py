@@ -14,16 +14,28 @@ from stages.learning.splitting import split_folds
 
 @dataclass(frozen=True)
 class Share:
-    """What one member of an ensemble trains on.
+    """What one member of an ensemble trains on; its images are copied when they are asked for.
 
     Attributes
     ----------
-    inside : its training view
-    outside : the real samples that were left out of it, for a score; None where none were
+    data : the training view of all members
+    rows : int64; what of it the member learns from; None: all
+    left_out : int64; the real samples that were left out, for a score; None where none were
     """
 
-    inside: View
-    outside: View | None = None
+    data: View
+    rows: NDArray[np.int64] | None = None
+    left_out: NDArray[np.int64] | None = None
+
+    @property
+    def inside(self) -> View:
+        """The member's training view."""
+        return self.data if self.rows is None else self.data.take(self.rows)
+
+    @property
+    def outside(self) -> View | None:
+        """The real samples that it has not seen."""
+        return None if self.left_out is None else self.data.take(self.left_out)
 
 
 def fold_shares(
@@ -60,7 +72,7 @@ def fold_shares(
     for _, outside in split_folds(data.labels[real], numbers[real], folds, seed, named=named):
         left_out = real[outside]
         inside = np.flatnonzero(~np.isin(numbers, numbers[left_out]))
-        shares.append(Share(data.take(inside), data.take(left_out)))
+        shares.append(Share(data, inside, left_out))
     return shares
 
 

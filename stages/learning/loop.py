@@ -204,6 +204,11 @@ def _check(data: View, recipe: Recipe, unlabeled: NDArray[np.uint8] | None, here
         )
     if recipe.coral > 0 and (unlabeled is None or len(unlabeled) == 0):
         raise WinnowError(f"coral = {recipe.coral:g}, but there are no unlabelled images to adapt to")
+    if recipe.coral > 0 and min(recipe.batch_size, len(data)) == 1:
+        raise WinnowError(
+            f"coral = {recipe.coral:g} compares covariances, which a batch of one image has not: raise "
+            "batch_size"
+        )
 
 
 @contextmanager

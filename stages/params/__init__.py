@@ -110,6 +110,22 @@ class Params(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _changes_that_leave_something_of_the_image(self) -> Self:
+        side, train = self.ingest.image_size, self.train
+        changes = {
+            "train.shift": train.shift,
+            "train.cutout": train.cutout,
+            "detect_noise.shift": self.detect_noise.shift,
+        }
+        for key, pixels in changes.items():
+            if pixels >= side:
+                raise ValueError(
+                    f"{key} = {pixels} leaves nothing of images of ingest.image_size = {side} pixels: "
+                    "choose less"
+                )
+        return self
+
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
     """Read and validate ``params.yaml``.

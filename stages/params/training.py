@@ -57,6 +57,21 @@ class LossConstants(Section):
     effective_beta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
 
 
+# The loss, or the class weighting, that takes each constant.
+_TAKEN_BY = {
+    "gce_q": "generalised_cross_entropy",
+    "sce_alpha": "symmetric_cross_entropy",
+    "sce_beta": "symmetric_cross_entropy",
+    "elr_strength": "early_learning",
+    "elr_memory": "early_learning",
+    "forget_rate": "co_teaching",
+    "focal_gamma": "focal",
+    "ldam_margin": "ldam",
+    "ldam_scale": "ldam",
+    "effective_beta": "effective",
+}
+
+
 class EnsembleChoices(Section):
     """Networks that are saved as one model."""
 
@@ -114,6 +129,41 @@ class Train(Section):
             raise ValueError(
                 "deferred says when class weights come in: choose a class_weighting, or set it to 0"
             )
+        if self.deferred and self.loss == "balanced_softmax":
+            raise ValueError(
+                "loss = 'balanced_softmax' evens out what class weights leave: deferred ones would come on "
+                "top of it; set deferred to 0, or take another loss"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _classes_evened_out_once(self) -> Self:
+        twice = self.sampling == "balanced" and self.class_weighting != "none"
+        if twice and self.loss != "balanced_softmax":  # which takes out whatever the two make of the classes
+            raise ValueError(
+                f"sampling = 'balanced' and class_weighting = {self.class_weighting!r} even the classes out "
+                "twice, so that rare ones outweigh the others: choose one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _constants_that_something_takes(self) -> Self:
+        for name, value in self.loss_options:
+            if value is not None and _TAKEN_BY[name] not in (self.loss, self.class_weighting):
+                key = "class_weighting" if name == "effective_beta" else "loss"
+                raise ValueError(
+                    f"loss_options.{name} is for {key} = {_TAKEN_BY[name]!r}, not {getattr(self, key)!r}: "
+                    "take it out"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _an_image_for_each_device(self) -> Self:
+        if self.devices != "auto" and self.devices > self.batch_size:
+            raise ValueError(
+                f"devices = {self.devices} share each batch, and batch_size = {self.batch_size} is less: "
+                "some would have no image"
+            )
         return self
 
     @model_validator(mode="after")
@@ -142,6 +192,20 @@ class Finetune(Section):
     second_weight: NotNegative
 
     @model_validator(mode="after")
+    def _a_backbone_that_can_move(self) -> Self:
+        if self.mode in ("gradual", "layer_wise", "full") and self.backbone_lr_factor == 0:
+            raise ValueError(
+                f"mode = {self.mode!r} trains the backbone, and backbone_lr_factor = 0 freezes it: choose "
+                "feature_extraction, or a factor above 0"
+            )
+        if self.coral and self.backbone_lr_factor == 0:
+            raise ValueError(
+                "coral moves features, and backbone_lr_factor = 0 freezes the backbone: set coral to 0, or "
+                "choose a factor above 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _train_at_all(self) -> Self:
         if self.mode == "feature_extraction":
             if self.head_epochs == 0:
@@ -153,6 +217,16 @@ class Finetune(Section):
                 raise ValueError(f"mode = {self.mode!r} trains everything at once: epochs must be at least 1")
         elif self.head_epochs + self.epochs == 0:
             raise ValueError("head_epochs + epochs must be at least 1")
+        return self
+
+    @model_validator(mode="after")
+    def _features_that_coral_moves(self) -> Self:
+        if self.coral and (self.mode == "feature_extraction" or self.epochs == 0):
+            raise ValueError(
+                "coral moves the features of unlabelled images, and with "
+                + ("epochs = 0" if self.mode != "feature_extraction" else "mode = 'feature_extraction'")
+                + " the backbone stays as it is: set coral to 0, or train the backbone too"
+            )
         return self
 
 

@@ -292,11 +292,13 @@ def plain_table(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested mappings as `a.b.c` with the value as text."""
+    """Nested mappings as `a.b.c` with the value as text; those in a list by their number, from 1."""
     rows: list[tuple[str, str]] = []
     for key, value in content.items():
         if isinstance(value, Mapping):
             rows += flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            rows += flatten({str(number): item for number, item in enumerate(value, 1)}, f"{prefix}{key}.")
         else:
             rows.append((f"{prefix}{key}", cell_text(value)))
     return rows

@@ -37,6 +37,12 @@ class Registered:
     folder: Path
 
 
+def check_address(uri: str) -> None:
+    """Refuse, by a WinnowError, what is neither ``models:/NAME@ALIAS`` nor ``models:/NAME/VERSION``."""
+    if _ALIAS.fullmatch(uri) is None and _VERSION.fullmatch(uri) is None:
+        raise WinnowError(f"{uri!r} is no registered model: {SCHEME}NAME@ALIAS or {SCHEME}NAME/VERSION")
+
+
 def download_model(uri: str, into: Path) -> Registered:
     """Bring a Winnow model from the registry that tracking writes to.
 
@@ -50,8 +56,7 @@ def download_model(uri: str, into: Path) -> Registered:
     WinnowError
         Where MLflow does not answer, there is no such version, or it is no model of Winnow's.
     """
-    if _ALIAS.fullmatch(uri) is None and _VERSION.fullmatch(uri) is None:
-        raise WinnowError(f"{uri!r} is no registered model: {SCHEME}NAME@ALIAS or {SCHEME}NAME/VERSION")
+    check_address(uri)
     try:
         store = open_store()
     except Exception as error:  # whatever a server, a database or a file system has to say

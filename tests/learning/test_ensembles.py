@@ -5,7 +5,7 @@ import pytest
 
 from stages.dataset import View
 from stages.errors import WinnowError
-from stages.learning.ensembles import fold_shares, mean_history
+from stages.learning.ensembles import Share, fold_shares, mean_history
 
 REAL = 40
 
@@ -53,6 +53,12 @@ def test_what_is_left_out_is_seen_nowhere_in_the_members_training(data, seed):
             number for number in range(REAL + 20) if groups[number] not in set(groups[list(outside)])
         }
         assert share.inside.weights.tolist() == sorted(inside)
+
+
+def test_members_do_not_hold_copies_of_the_images(data):
+    assert all(share.data is data for share in fold_shares(data, groups_of(), MADE, 4, 0))
+    assert Share(data).inside is data
+    assert Share(data).outside is None
 
 
 def test_the_folds_follow_from_the_seed(data):

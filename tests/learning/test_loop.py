@@ -202,6 +202,14 @@ def test_there_is_no_adapting_to_images_that_are_not_there(tiny_dataset: Dataset
         fit(model, train, recipe, seed=0, description="", unlabeled=unlabeled)
 
 
+def test_there_is_no_covariance_of_single_images(tiny_dataset: Dataset):
+    train = split_view(tiny_dataset, "train")
+    recipe = replace(RECIPE, coral=1.0, batch_size=1)
+    with pytest.raises(WinnowError, match="a batch of one image has not: raise batch_size"):
+        fit(build_model(spec_for(train), seed=0), train, recipe, seed=0, description="",
+            unlabeled=train.images)  # fmt: skip
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
 def test_a_device_that_is_not_there_is_an_error(tiny_dataset: Dataset):
     train = split_view(tiny_dataset, "train")

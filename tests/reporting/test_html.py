@@ -254,4 +254,5 @@ def test_same_story_same_bytes(reports):
 def test_small_pieces():
     assert headline(Story({}))[1] == "none"
     assert flatten({"a": {"b": 1, "c": [1, 2.5]}, "d": None}) == [("a.b", "1"), ("a.c", "1, 2.5"), ("d", "")]
+    assert flatten({"a": [{"b": 1}, {"b": [2]}]}) == [("a.1.b", "1"), ("a.2.b", "2")]
     assert (cell_text(0.123456), cell_text(float("nan")), cell_text(3)) == ("0.1235", "", "3")

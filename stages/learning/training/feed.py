@@ -18,8 +18,6 @@ from stages.learning.machine.devices import to_device
 from stages.learning.machine.parallel import world
 from stages.learning.recipe import Recipe
 
-_IMAGES = 4  # dimensions of a batch of images; features have two, and nothing is done to them
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -90,18 +88,18 @@ class Feed:
             nothing = np.zeros(len(unlabeled), np.int64)
             self._batches.append(Batches(nothing, self.size, "shuffle", self._generator))
         self._images = [open_images(each, device) for each in held]
-        self._sides = [each.shape[1:3] if each.ndim == _IMAGES else None for each in held]
+        self._sides = [(each.shape[1], each.shape[2]) for each in held]
         self._draw()
 
     def next(self) -> Batch:
         """The batch of the next step."""
         index = to_device(self._ahead[0], self._device)
-        moves = [self._moves(sides) for sides in self._sides]
+        moves = [draw_moves(self.size, sides, self._recipe, self._generator) for sides in self._sides]
         rows = self._here.rows(self.size)
         pixels, *beside = [self._pixels(which, moves[which], rows) for which in range(len(moves))]
         partner, share = None, None
         if self._recipe.mixup > 0 or self._recipe.cutmix > 0:
-            mixing = draw_mixing(self.size, self._sides[0] or (1, 1), self._recipe, self._generator)
+            mixing = draw_mixing(self.size, self._sides[0], self._recipe, self._generator)
             partner, share = to_device(mixing.partner, self._device), to_device(mixing.lam, self._device)
             if self._here.size == 1:
                 partners = pixels[partner]  # unlike with `index_select`, they stay in channels-last memory
@@ -121,15 +119,7 @@ class Feed:
     def _pixels(self, which: int, moves: Moves, rows: slice | Tensor) -> Tensor:
         """Some rows of the training batch (0), or of the unlabelled one beside it (1)."""
         gathered = self._images[which].gather(self._ahead[which][rows])
-        if self._sides[which] is not None:
-            gathered = move(gathered, moves[rows], self._recipe)
-        return self._normalise(gathered)
-
-    def _moves(self, sides: tuple[int, ...] | None) -> Moves:
-        """What is done to each image of a whole batch; nothing where they are features."""
-        if sides is None:
-            return Moves()
-        return draw_moves(self.size, (sides[0], sides[1]), self._recipe, self._generator)
+        return self._normalise(move(gathered, moves[rows], self._recipe))
 
     def _draw(self) -> None:
         """Which images make the next batch, and which unlabelled ones go beside it; on the host."""

@@ -28,6 +28,8 @@ from stages.learning.recipe import Recipe
 from stages.learning.training.criterion import Criterion, Network
 from stages.learning.training.feed import Batch, Feed
 
+_ALONE = "Expected more than 1 value per channel"  # what torch says of batches of one
+
 
 class Trainer:
     """Networks, optimiser, moving average, losses and random numbers of one training.
@@ -147,7 +149,8 @@ class Trainer:
                 raise WinnowError(
                     f"the loss is not a number in step {first + number} (learning rate {rate:.2g}): lower it"
                 )
-        norms = torch._foreach_norm([weight.detach() for weight in self.models[0].parameters()])
+        weights = [weight.detach() for model in self.models for weight in model.parameters()]
+        norms = torch._foreach_norm(weights)
         if not torch.stack(norms).isfinite().all():
             raise WinnowError(
                 f"weights are not numbers after step {self.steps} "
@@ -174,6 +177,13 @@ class Trainer:
                 for part in batch.split(self.parts):
                     loss += self._backward_part(part, len(batch))
                 return
+            except ValueError as error:
+                if _ALONE not in str(error):
+                    raise
+                raise WinnowError(
+                    f"batch normalisation cannot compute with one image at a time (batches of {len(batch)}, "
+                    f"in {self.parts} part(s)): raise batch_size, or choose another normalisation"
+                ) from error
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise

@@ -42,7 +42,8 @@ def adapt_batch_norm(
     ]
     if not layers:
         raise WinnowError(
-            f"{model.spec.architecture} has no batch normalisation whose statistics could be adapted"
+            f"{model.spec.architecture} has no batch normalisation whose statistics could be adapted: set "
+            "adapt_batch_norm to false"
         )
     if len(images) < 2:
         raise WinnowError("statistics of batch normalisation need two images at least")

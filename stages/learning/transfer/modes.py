@@ -88,7 +88,7 @@ def phases(
         plain = replace(head, shift=0, cutout=0, mixup=0.0, cutmix=0.0)
         plan.append(Phase("head", plain if extraction else head, extraction or plain == head))
     if mode == "probe_then_full" and recipe.epochs:
-        plan.append(Phase("head and backbone", free))
+        plan.append(Phase("head and backbone" if backbone_lr_factor else "head", free))
     elif mode == "gradual":
         plan += _unfreezing(free, stages)
     elif mode == "layer_wise" and recipe.epochs:

@@ -25,6 +25,8 @@ _COLOUR = 3
 _HALVED = ("googlenet", "inception_v3")
 # Keys of densenet's files, which are older than torchvision's network.
 _OLD_KEYS = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
+# Of batch normalisation; not in files from before 2018, such as torchvision's first weights of most ResNets.
+_COUNTS = "num_batches_tracked"
 
 Weights = Mapping[str, Tensor]
 
@@ -184,7 +186,10 @@ def _not_downloaded(name: str, error: Exception, remedy: str) -> WinnowError:
 
 
 def _around(weights: Weights, spec: ModelSpec, seed: int, where: str) -> Classifier:
-    """A fresh model with the backbones in `weights`; every tensor of a backbone must be there and fit."""
+    """A fresh model with the backbones in `weights`; every tensor of a backbone must be there and fit.
+
+    Counts of batches alone may be missing: batch normalisation goes by them only without a momentum.
+    """
     weights = _as_built(weights, spec)
     model = build_model(spec, seed=seed)
     missing, wrong = _misfits(model, weights)
@@ -198,10 +203,11 @@ def _around(weights: Weights, spec: ModelSpec, seed: int, where: str) -> Classif
             f"({len(missing)} tensors missing, {len(wrong)} of another shape)"
         )
     for member, own in _members(model, weights):
-        bad = [key for key in member.backbone.state_dict() if not own[key].isfinite().all()]
+        taken = {key: own[key] for key in member.backbone.state_dict() if key in own}
+        bad = [key for key, value in taken.items() if not value.isfinite().all()]
         if bad:
             raise WinnowError(f"{where} has no numbers for some weights of {spec.architecture}: {bad[0]}")
-        member.backbone.load_state_dict({key: own[key] for key in member.backbone.state_dict()})
+        member.backbone.load_state_dict(taken, strict=False)
     return model
 
 
@@ -229,7 +235,7 @@ def _misfits(model: Classifier, weights: Weights) -> tuple[list[str], list[str]]
     missing, wrong = [], []
     for member, own in _members(model, weights):
         target: dict[str, Any] = member.backbone.state_dict()
-        missing += sorted(set(target) - set(own))
+        missing += sorted(key for key in target if key not in own and not key.endswith(_COUNTS))
         wrong += sorted(key for key in target if key in own and own[key].shape != target[key].shape)
     return missing, wrong
 

@@ -117,6 +117,28 @@ def test_weights_that_the_last_step_broke_are_said(train: View, monkeypatch):
         trained(model_for(train), train, RECIPE)
 
 
+def test_a_broken_peer_in_co_teaching_is_said(train: View, monkeypatch):
+    """It would choose what the other learns from, and the other's loss says nothing of it."""
+    step = Trainer.step
+
+    def broken(trainer: Trainer) -> None:
+        step(trainer)
+        if trainer.steps == 2:
+            with torch.no_grad():
+                trainer.models[1].head.weight[0, 0] = torch.nan
+
+    monkeypatch.setattr(Trainer, "step", broken)
+    with pytest.raises(WinnowError, match="weights are not numbers after step 3 "):
+        trained(model_for(train), train, replace(RECIPE, loss="co_teaching"))
+
+
+def test_batch_normalisation_of_single_images_says_what_to_do(train: View):
+    recipe = replace(RECIPE, batch_size=1)
+    with pytest.raises(WinnowError, match=r"with one image at a time \(batches of 1, in 1 part.*batch_size"):
+        trained(model_for(train, "mlp"), train, recipe)
+    trained(model_for(train, "mlp", Layers(normalisation="layer")), train, recipe)
+
+
 def test_frozen_stages_keep_weights_and_batch_statistics(train: View):
     model = model_for(train)
     stages = stages_of(model.backbone)

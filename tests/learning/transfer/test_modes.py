@@ -32,6 +32,11 @@ def test_probing_is_followed_by_all_at_a_lower_rate():
     assert {both.recipe.layer_decay, both.recipe.frozen_stages} == {1.0, 0}
 
 
+def test_with_a_frozen_backbone_probing_goes_on_with_the_head_and_says_so():
+    assert [phase.name for phase in plan("probe_then_full", backbone_lr_factor=0.0)] == ["head", "head"]
+    assert [phase.name for phase in plan("probe_then_full")] == ["head", "head and backbone"]
+
+
 @pytest.mark.parametrize("mode", ["probe_then_full", "gradual"])
 @pytest.mark.parametrize("change", [{"shift": 1}, {"cutout": 2}, {"mixup": 0.1}, {"cutmix": 0.1}, {}])
 def test_the_probe_is_on_features_only_where_that_changes_nothing(mode, change):

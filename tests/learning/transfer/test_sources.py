@@ -170,6 +170,24 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path):
         backbone_from(tmp_path / "some.safetensors", SPEC, architecture="small_cnn", seed=0)
 
 
+def test_files_from_before_batches_were_counted_are_taken(tmp_path: Path):
+    """Such as torchvision's `ResNet18_Weights.IMAGENET1K_V1`."""
+    import torchvision
+
+    whole = torchvision.models.resnet18(weights=None).state_dict()
+    old = {key: value for key, value in whole.items() if not key.endswith("num_batches_tracked")}
+    assert len(old) == 102
+    torch.save(old, tmp_path / "old.pth")
+    spec = ModelSpec("small_cnn", ["a", "b"], (32, 32, 3), [0.5] * 3, [0.2] * 3)
+    model, _ = backbone_from(tmp_path / "old.pth", spec, architecture="resnet18", seed=0)
+    state = model.backbone.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in old.items() if not key.startswith("fc."))
+    assert state["bn1.num_batches_tracked"] == 0
+    torch.save({key: value for key, value in old.items() if key != "bn1.running_var"}, tmp_path / "old.pth")
+    with pytest.raises(WinnowError, match=r"no bn1\.running_var \(1 tensors missing"):
+        backbone_from(tmp_path / "old.pth", spec, architecture="resnet18", seed=0)
+
+
 def test_densenets_old_names_are_understood(tmp_path: Path, monkeypatch):
     import torchvision
 
