@@ -76,7 +76,7 @@ def fit(
     description : stands before the progress bar; empty for no bar
     on_epoch : called with each row of the history, also with those from before a run was killed
     keep_in : a folder for checkpoints: after each epoch (after several, where an epoch is so short that they
-        would take over 2 % of the time), and on SIGTERM, with which the process then ends. A run that was
+        would take over 5 % of the time), and on SIGTERM, with which the process then ends. A run that was
         killed goes on where it was and gives the same weights (on a CPU, to the bit); what was kept from
         other inputs is removed. The caller removes the folder when all is done.
     transition : float64, K×K; for the loss `forward_correction`

@@ -247,7 +247,8 @@ def fold_means(folds: pd.DataFrame, confidence: float = 0.95) -> dict[str, dict[
             quantile = float(student.ppf((1 + confidence) / 2, len(values) - 1))
             half = quantile * float(values.std(ddof=1)) / len(values) ** 0.5
         mean = float(values.mean())
-        means[metric] = Interval(mean, mean - half, mean + half).rounded()
+        # All of them are shares: an interval by t knows nothing of 0 and 1.
+        means[metric] = Interval(mean, max(0.0, mean - half), min(1.0, mean + half)).rounded()
     return means
 
 

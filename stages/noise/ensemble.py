@@ -83,10 +83,7 @@ class Ensemble:
             _refuse_own_model(source, spec)
             return backbone_from(source, spec, architecture=architecture, seed=seed)[0]
         except WinnowError as error:
-            # transfer.py speaks of the stage finetune, which shares it
-            detail = str(error).removeprefix("finetune.pretrained = ")
-            detail = detail.partition(", or name a file in finetune")[0]
-            raise WinnowError(f"detect_noise.pretrained: {detail}") from error
+            raise WinnowError(f"detect_noise.pretrained: {error}") from error
 
     def check(self, spec: ModelSpec) -> None:
         """Raise what `start` would, before hours of training."""

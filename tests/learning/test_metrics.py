@@ -211,12 +211,17 @@ def test_scores_of_one_model_are_those_of_the_comparison(labels, probabilities):
 
 
 def test_the_mean_over_folds_has_a_t_interval():
-    folds = pd.DataFrame({metric: [0.7, 0.8, 0.9] for metric in FOLD_METRICS})
+    folds = pd.DataFrame({metric: [0.5, 0.6, 0.7] for metric in FOLD_METRICS})
     found = fold_means(folds)["macro_f1"]
-    assert found["value"] == pytest.approx(0.8)
+    assert found["value"] == pytest.approx(0.6)
     # 4.303 is the 97.5 % quantile of Student's t with two degrees of freedom
     assert found["high"] - found["value"] == pytest.approx(4.303 * 0.1 / 3**0.5, rel=1e-3)
-    assert fold_means(folds.head(1))["accuracy"] == {"value": 0.7, "low": 0.7, "high": 0.7}
+    assert fold_means(folds.head(1))["accuracy"] == {"value": 0.5, "low": 0.5, "high": 0.5}
+
+
+def test_the_interval_of_a_share_ends_at_one():
+    folds = pd.DataFrame({metric: [0.9, 1.0, 1.0] for metric in FOLD_METRICS})
+    assert fold_means(folds)["accuracy"]["high"] == 1.0
 
 
 def test_the_calibration_error_by_itself_is_that_of_the_comparison(labels, probabilities):

@@ -42,6 +42,6 @@ def second_scores(model: Classifier, view: View, device: Device = "auto") -> dic
     recalls = np.bincount(known, weights=hits)[counts > 0] / counts[counts > 0]
     return {
         "images": len(rows),
-        "accuracy": float(hits.mean()),
-        "balanced_accuracy": float(recalls.mean()),
+        "accuracy": round(float(hits.mean()), 6),
+        "balanced_accuracy": round(float(recalls.mean()), 6),
     }
