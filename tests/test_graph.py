@@ -1,6 +1,7 @@
 """`dvc.yaml` against the code: what a stage imports is what DVC watches."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ class _WithoutTypeChecking(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
+@cache
 def imported(path: str) -> set[str]:
     """The project's files that a file imports when it runs, also inside functions."""
     found = set()
@@ -64,6 +66,7 @@ def opened(path: str) -> set[str]:
     return {file.relative_to(ROOT).as_posix() for file in beside if f'"{file.name}"' in text}
 
 
+@cache
 def needed(path: str) -> set[str]:
     """A module and all that it reaches by imports, and the files that it opens; exempt ones are not
     looked into."""

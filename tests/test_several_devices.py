@@ -47,7 +47,8 @@ def test_two_devices_give_the_model_that_one_gives_and_one_of_them_speaks(prepar
     both = train(prepared, "stages.train")
     assert both.returncode == 0, both.stderr
     assert both.stdout == alone.stdout
-    assert both.stderr.count("2/2") == alone.stderr.count("2/2")  # one progress bar
+    # One progress bar; how often it is drawn again is a matter of time.
+    assert both.stderr.count("0/2 [") == alone.stderr.count("0/2 [") == 1
     second = load_file(prepared / "models/baseline/model.safetensors")
     assert list(first) == list(second)
     assert max(abs(first[name].astype(float) - second[name]).max() for name in first) < 1e-4
