@@ -30,7 +30,7 @@ from benchmarks.cifar_images import long_tail, read_cifar10
 from benchmarks.long_tail_arms import ARMS, GANSettings, arm_settings, treated
 from benchmarks.long_tail_table import table
 from benchmarks.measuring import ROOT, bench_data
-from stages.errors import WinnowError
+from benchmarks.results import Row, read_results
 from stages.params import PARAMS_FILE, load_params
 from stages.runtime import clean_exit
 
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 RESULTS = ROOT / ".winnow/bench/long_tail.jsonl"
 _GANS = ROOT / ".winnow/bench/long_tail"
 _EPOCHS = 10  # only how often the loss is looked at
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -214,18 +213,7 @@ def run(plan: Plan, arm: str, seed: int) -> Row:
 
 def finished(path: Path, plan: Plan) -> list[Row]:
     """The results in the file that were made by this plan."""
-    if not path.is_file():
-        return []
-    rows = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            same = row["arm"] in ARMS and row["settings"] == plan.key(row["arm"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise WinnowError(f"{path}:{number} is no result ({error}): take the line out") from error
-        if same:
-            rows.append(row)
-    return rows
+    return read_results(path, lambda row: row["arm"] in ARMS and row["settings"] == plan.key(row["arm"]))
 
 
 if __name__ == "__main__":

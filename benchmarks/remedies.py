@@ -35,7 +35,7 @@ from benchmarks.long_tail_table import table
 from benchmarks.measuring import ROOT, bench_data
 from benchmarks.remedies_arms import ARMS, BASELINE, Arm
 from benchmarks.remedies_data import TASKS, Task, read_task, suspect
-from stages.errors import WinnowError
+from benchmarks.results import Row, read_results
 from stages.runtime import clean_exit
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 RESULTS = ROOT / ".winnow/bench/remedies.jsonl"
 _EPOCHS = 6  # of a budget in steps: how often the loss is looked at
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -256,18 +255,9 @@ def _key(settings: Settings, arm: str) -> Row:
 
 def finished(path: Path, settings: Settings) -> list[Row]:
     """The results in the file that were made with these settings."""
-    if not path.is_file():
-        return []
-    rows = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            same = row["arm"] in ARMS and row["settings"] == _key(settings, row["arm"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise WinnowError(f"{path}:{number} is no result ({error}): take the line out") from error
-        if same:
-            rows.append(row)
-    return rows
+    return read_results(
+        path, lambda row: row["arm"] in ARMS and row["settings"] == _key(settings, row["arm"])
+    )
 
 
 if __name__ == "__main__":

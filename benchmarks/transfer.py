@@ -33,9 +33,9 @@ import numpy as np
 from benchmarks.cifar_images import read_cifar10
 from benchmarks.long_tail_table import paired_difference
 from benchmarks.measuring import ROOT, bench_data
+from benchmarks.results import Row, read_results
 from benchmarks.transfer_data import Halves, halves, labelled
 from stages.dataset import View, new_folder
-from stages.errors import WinnowError
 from stages.runtime import clean_exit
 
 if TYPE_CHECKING:
@@ -55,7 +55,6 @@ _OF_PRETRAINING = (
     "device",
 )
 _TIMED_EPOCHS, _TIMED_IMAGES, _TIMED_BATCH = 4, 5000, 128
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -275,18 +274,7 @@ def _plan(settings: Settings, mode: Transfer, recipe: Recipe, model: Any) -> lis
 
 def finished(path: Path, settings: Settings) -> list[Row]:
     """The results in the file that were made with these settings."""
-    if not path.is_file():
-        return []
-    rows = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            same = row["arm"] in ARMS and row["settings"] == asdict(settings)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise WinnowError(f"{path}:{number} is no result ({error}): take the line out") from error
-        if same:
-            rows.append(row)
-    return rows
+    return read_results(path, lambda row: row["arm"] in ARMS and row["settings"] == asdict(settings))
 
 
 def table(rows: Sequence[Row], arms: Sequence[str], seeds: Sequence[int]) -> str:
