@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from stages.dataset import View
 from stages.errors import WinnowError
-from stages.learning.machine.devices import choose_autocast, choose_device
+from stages.learning.machine.devices import choose_autocast, choose_device, chosen_kernels
 from stages.learning.machine.parallel import World, world
 from stages.learning.models import Classifier
-from stages.learning.names import Device
+from stages.learning.names import Device, Precision
 from stages.learning.prediction import predict
 from stages.learning.recipe import Recipe
 from stages.learning.training.interruption import Termination
@@ -45,8 +45,8 @@ class Fit:
     model: Classifier
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
-    device: str = "cpu"
-    precision: str = "fp32"
+    device: Device = "cpu"
+    precision: Precision = "fp32"
     notes: list[str] = field(default_factory=list)
 
 
@@ -94,7 +94,8 @@ def fit(
         description, on_epoch = "", None
     target = choose_device(device)
     autocast = choose_autocast(target, recipe.precision)
-    result = Fit(model, device=target.type, precision="bf16" if autocast.bf16 else "fp32")
+    on = cast("Device", target.type)
+    result = Fit(model, device=on, precision="bf16" if autocast.bf16 else "fp32")
     key = ""
     if keep_in is not None:
         key = training_key(
@@ -104,6 +105,7 @@ def fit(
     model.to(target)
     with (
         _own_random_numbers(seed + here.rank, target),
+        chosen_kernels(target),
         Termination(awaited=keep_in is not None) as termination,
     ):
         trainer = Trainer(
@@ -142,7 +144,7 @@ def fit(
                         termination.end()
                 row = {"epoch": trainer.epoch + 1.0, "train_loss": trainer.end_epoch()}
                 if val is not None and len(val):
-                    row |= _score(trainer.result, val, target, balanced=best.balanced)
+                    row |= _score(trainer.result, val, result, balanced=best.balanced)
                     best.see(row, trainer.result)
                 result.history.append(row)
                 if kept.due or trainer.epoch == recipe.epochs:
@@ -248,10 +250,13 @@ def _resume(
 
 
 @torch.inference_mode()
-def _score(model: Classifier, val: View, device: torch.device, *, balanced: bool) -> dict[str, float]:
-    """Validation figures of an epoch; balanced accuracy where it is what early stopping goes by."""
+def _score(model: Classifier, val: View, how: Fit, *, balanced: bool) -> dict[str, float]:
+    """Validation figures of an epoch; balanced accuracy where it is what early stopping goes by.
+
+    In the precision of the training: on two cores fp32 took 2.5 times as long, after every epoch.
+    """
     here = world()
-    own, _ = predict(model, val.images[here.rows(len(val))], device.type)  # type: ignore[arg-type]
+    own, _ = predict(model, val.images[here.rows(len(val))], how.device, how.precision)
     probabilities = here.gather(torch.from_numpy(own), len(val)).numpy()
     given = probabilities[np.arange(len(val)), val.labels]
     hits = probabilities.argmax(1) == val.labels

@@ -122,8 +122,10 @@ class Classifier(nn.Module):
         super().__init__()
         self.spec = spec
         self.backbone, width = build_backbone(spec)
-        self.head = nn.Linear(width, len(spec.classes))
-        self.second_head = nn.Linear(width, len(spec.second_classes)) if spec.second_classes else None
+        bias = getattr(self.backbone, "head_bias", True)
+        self.head = nn.Linear(width, len(spec.classes), bias=bias)
+        second = len(spec.second_classes)
+        self.second_head = nn.Linear(width, second, bias=bias) if second else None
         # Not persistent: model.json says them, and one source is enough.
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)

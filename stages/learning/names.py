@@ -11,13 +11,13 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 # Networks of our own; any classifier of torchvision goes by torchvision's name, and timm's by `timm/NAME`.
-OwnNetwork = Literal["mlp", "small_cnn", "resnet9", "resnet20", "resnet32", "lstm", "gru"]
+OwnNetwork = Literal["mlp", "small_cnn", "resnet9", "resnet20", "resnet32", "airbench94", "lstm", "gru"]
 Activation = Literal["sigmoid", "tanh", "relu", "leaky_relu", "prelu", "elu", "silu", "gelu"]
 Initialisation = Literal["auto", "he", "xavier", "orthogonal"]
 Normalisation = Literal["batch", "group", "layer", "none"]
 
 Optimiser = Literal["adamw", "adam", "sgd", "rmsprop", "muon"]
-Schedule = Literal["one_cycle", "cosine", "step", "constant"]
+Schedule = Literal["one_cycle", "triangle", "cosine", "step", "constant"]
 
 Loss = Literal[
     "cross_entropy",

@@ -9,11 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.learning.machine.devices import Autocast, choose_autocast, choose_device
+from stages.learning.machine.devices import Autocast, choose_autocast, choose_device, to_device
 from stages.learning.models import Classifier
 from stages.learning.names import Device, Precision, TestTime
 
-_PREDICT_BATCH = 512
+_CPU_BATCH = 512  # images
+# A GPU takes as long for a small batch as for one of so many pixels.
+_GPU_PIXELS, _GPU_LEAST, _GPU_MOST = 2**21, 64, 4096
+_HELD_BYTES = 2**28  # of answers that stay on the device until they are fetched
 
 
 @torch.inference_mode()
@@ -37,28 +40,27 @@ def predict(
     temperature : what logits are divided by; None: the model's own
     """
     divisor = model.spec.temperature if temperature is None else temperature
-    probabilities, embeddings = [], []
+    probabilities, embeddings = _Answers(len(model.spec.classes)), _Answers(model.width)
     for batch, autocast in _batches(model, images, device, precision):
         every = []
         for number, view in enumerate(views_of(batch, views)):
             logits, features = _logits(model, view, autocast)
             every.append((logits / divisor).softmax(1))
             if number == 0:
-                embeddings.append(features.cpu().numpy())
-        mean = every[0] if len(every) == 1 else torch.stack(every).mean(0)
-        probabilities.append(mean.cpu().numpy())
-    if not probabilities:
-        return np.zeros((0, len(model.spec.classes)), np.float32), np.zeros((0, model.width), np.float32)
-    return np.concatenate(probabilities), np.concatenate(embeddings)
+                embeddings.add(features)
+        probabilities.add(every[0] if len(every) == 1 else torch.stack(every).mean(0))
+    return probabilities.all(), embeddings.all()
 
 
 @torch.inference_mode()
 def predict_logits(
     model: Classifier, images: NDArray[np.uint8], device: Device = "auto", precision: Precision = "fp32"
 ) -> NDArray[np.float32]:
-    """Logits (N×K, N at least 1) of uint8 images N×H×W×C, not divided by any temperature."""
-    parts = _batches(model, images, device, precision)
-    return np.concatenate([_logits(model, batch, autocast)[0].cpu().numpy() for batch, autocast in parts])
+    """Logits N×K of uint8 images N×H×W×C, not divided by any temperature."""
+    logits = _Answers(len(model.spec.classes))
+    for batch, autocast in _batches(model, images, device, precision):
+        logits.add(_logits(model, batch, autocast)[0])
+    return logits.all()
 
 
 def views_of(images: Tensor, views: TestTime) -> Iterator[Tensor]:
@@ -92,8 +94,35 @@ def _batches(
     target = choose_device(device)
     autocast = choose_autocast(target, precision)
     model.to(target).eval()
-    for start in range(0, len(images), _PREDICT_BATCH):
-        yield torch.from_numpy(np.array(images[start : start + _PREDICT_BATCH])).to(target), autocast
+    size = _CPU_BATCH
+    if target.type != "cpu":
+        size = min(max(_GPU_LEAST, _GPU_PIXELS // (images.shape[1] * images.shape[2])), _GPU_MOST)
+    for start in range(0, len(images), size):
+        yield to_device(torch.from_numpy(np.array(images[start : start + size])), target), autocast
+
+
+class _Answers:
+    """Rows, N×`width` float32, fetched in few pieces: with each the host waits for the device."""
+
+    def __init__(self, width: int) -> None:
+        self._fetched: list[NDArray[np.float32]] = [np.zeros((0, width), np.float32)]
+        self._held: list[Tensor] = []
+        self._bytes = 0
+
+    def add(self, rows: Tensor) -> None:
+        self._held.append(rows)
+        self._bytes += rows.nbytes
+        if rows.device.type == "cpu" or self._bytes > _HELD_BYTES:
+            self._fetch()
+
+    def all(self) -> NDArray[np.float32]:
+        self._fetch()
+        return np.concatenate(self._fetched)
+
+    def _fetch(self) -> None:
+        if self._held:
+            self._fetched.append(torch.cat(self._held).cpu().numpy())
+        self._held, self._bytes = [], 0
 
 
 def _logits(model: Classifier, batch: Tensor, autocast: Autocast) -> tuple[Tensor, Tensor]:

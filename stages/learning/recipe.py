@@ -57,12 +57,17 @@ class Recipe:
     optimiser : adamw (Loshchilov & Hutter, arXiv 1711.05101), adam, sgd (with Nesterov's momentum),
         rmsprop, or muon for weight matrices with AdamW for the rest
     momentum : of sgd, rmsprop and muon
-    schedule : one_cycle (Smith & Topin, arXiv 1708.07120), cosine, step (a tenth at 60 % and at 80 % of
-        the budget) or constant
+    schedule : one_cycle (Smith & Topin, arXiv 1708.07120), triangle, cosine, step (a tenth at 60 % and at
+        80 % of the budget) or constant; see `optimisers.schedules`
     warm_up : share of the budget in which the rate rises from a tenth to its peak
     weight_decay : decoupled, with every optimiser; adam with it is adamw, and as it was published with `l2`
     l1, l2 : added to the loss: `l1` times the sum of absolute weights, `l2` / 2 times that of squares
     clip_norm, clip_value : gradients are scaled to this norm at most, each entry cut to this value; None: not
+    norm_bias_factor : of the rate of the biases of normalisation against all others; their decay stays
+        (Page, myrtle.ai/learn/how-to-train-your-resnet; 64 in Jordan, arXiv 2404.00498)
+    lookahead : after every so many steps the weights go back towards slow ones, which follow them, further
+        and further as training goes on (Zhang et al., arXiv 1907.08610, with the growing share of Jordan,
+        arXiv 2404.00498); the slow ones are what is left in the end. 0: none
     average : decay of the moving average of the weights that is scored and kept; 0: the weights themselves
     loss : see `stages.learning.losses`
     label_smoothing : share of the target spread over all classes; with `balanced_softmax` as the
@@ -74,6 +79,8 @@ class Recipe:
     sampling : `shuffle`, or `balanced` for classes drawn equally often
     shift : random translation by up to so many pixels, edges repeated
     flip : random horizontal flips
+    alternate_flips : an image is flipped every other time, from a random start on, and not by chance each
+        time (Jordan, arXiv 2404.00498, section 3.6)
     cutout : side in pixels of a square that is blanked (DeVries & Taylor, arXiv 1708.04552); 0: none
     mixup, cutmix : α of the Beta distribution that images are mixed by (Zhang et al., arXiv 1710.09412;
         Yun et al., arXiv 1905.04899); 0: none. With both, each batch gets one of them at random.
@@ -103,6 +110,8 @@ class Recipe:
     l2: float = 0.0
     clip_norm: float | None = 5.0
     clip_value: float | None = None
+    norm_bias_factor: float = 1.0
+    lookahead: int = 0
     average: float = 0.0
     loss: Loss = "cross_entropy"
     label_smoothing: float = 0.0
@@ -112,6 +121,7 @@ class Recipe:
     sampling: Sampling = "shuffle"
     shift: int = 0
     flip: bool = False
+    alternate_flips: bool = False
     cutout: int = 0
     mixup: float = 0.0
     cutmix: float = 0.0

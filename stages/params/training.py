@@ -102,6 +102,8 @@ class Train(Section):
     l2: NotNegative
     clip_norm: Positive | None
     clip_value: Positive | None
+    norm_bias_factor: Positive
+    lookahead: Annotated[int, Field(ge=0)]
     average_weights: Chance
     loss: Loss
     loss_options: LossConstants
@@ -111,6 +113,7 @@ class Train(Section):
     sampling: Sampling
     shift: Annotated[int, Field(ge=0, le=1024)]
     flip: bool
+    alternate_flips: bool
     cutout: Annotated[int, Field(ge=0, le=1024)]
     mixup: NotNegative
     cutmix: NotNegative
@@ -122,6 +125,12 @@ class Train(Section):
     use_augmented: bool
     use_synthetic: bool
     max_made: Positive
+
+    @model_validator(mode="after")
+    def _flips_to_alternate(self) -> Self:
+        if self.alternate_flips and not self.flip:
+            raise ValueError("alternate_flips says how images are flipped: set flip to true, or it to false")
+        return self
 
     @model_validator(mode="after")
     def _deferred_weights(self) -> Self:

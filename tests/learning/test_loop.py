@@ -68,7 +68,7 @@ def test_early_stopping_keeps_the_best_epoch_and_spends_the_whole_budget(tiny_da
     accuracies = [row["val_accuracy"] for row in result.history]
     assert len(accuracies) == 5
     assert result.best_epoch == max(range(1, 6), key=lambda epoch: (accuracies[epoch - 1], epoch))
-    probabilities, _ = predict(result.model, val.images)
+    probabilities, _ = predict(result.model, val.images, precision=result.precision)
     kept = -np.log(probabilities[np.arange(len(val)), val.labels]).mean()
     assert kept == pytest.approx(result.history[result.best_epoch - 1]["val_loss"], rel=1e-3)
 

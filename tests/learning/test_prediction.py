@@ -77,6 +77,6 @@ def test_no_images_and_many_batches(images, monkeypatch):
     probabilities, embeddings = predict(model, images[:0], "cpu", views="flip")
     assert (probabilities.shape, embeddings.shape) == ((0, 3), (0, model.width))
     whole, logits = predict(model, images, "cpu")[0], predict_logits(model, images, "cpu")
-    monkeypatch.setattr("stages.learning.prediction._PREDICT_BATCH", 3)
+    monkeypatch.setattr("stages.learning.prediction._CPU_BATCH", 3)
     np.testing.assert_allclose(predict(model, images, "cpu")[0], whole, atol=1e-6)
     np.testing.assert_allclose(predict_logits(model, images, "cpu"), logits, atol=1e-5)

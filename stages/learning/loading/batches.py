@@ -45,8 +45,8 @@ class Batches:
         return drawn
 
     def state_dict(self) -> dict[str, Any]:
-        """What is left of the shuffle."""
-        return {"pool": self._pool.clone()}
+        """What is left of the shuffle, as a view of it, which nobody changes."""
+        return {"pool": self._pool}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What `state_dict` gave."""

@@ -19,7 +19,14 @@ _SHARE = 0.4  # of free memory that images may take: network, activations and va
 
 
 class Images(ABC):
-    """N arrays of one shape and dtype, to be had by index."""
+    """N arrays of one shape and dtype, to be had by index.
+
+    Attributes
+    ----------
+    resident : whether all are on the device
+    """
+
+    resident: bool
 
     def __init__(self, images: NDArray[Any], device: torch.device) -> None:
         self._count, self._device = len(images), device
@@ -63,6 +70,8 @@ def _is_mapped(images: NDArray[Any]) -> bool:
 
 
 class _Resident(Images):
+    resident = True
+
     def __init__(self, images: NDArray[Any], device: torch.device) -> None:
         super().__init__(images, device)
         in_memory = np.array(images) if _is_mapped(images) else np.ascontiguousarray(images)
@@ -79,6 +88,8 @@ class _Resident(Images):
 
 class _Streamed(Images):
     """A thread reads the next batch while the device computes with the last."""
+
+    resident = False
 
     def __init__(self, images: NDArray[Any], device: torch.device) -> None:
         super().__init__(images, device)

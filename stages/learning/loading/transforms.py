@@ -6,6 +6,7 @@ the same changes on every device, and several processes that share a batch each 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,8 +37,20 @@ class Moves:
         parts = (self.offsets, self.flipped, self.centres)
         return Moves(*(None if part is None else part[..., rows] for part in parts))
 
+    @classmethod
+    def of_all(cls, every: Sequence[Moves]) -> Moves:
+        """Those of several batches, one after another."""
+        parts = zip(*((one.offsets, one.flipped, one.centres) for one in every), strict=True)
+        return cls(*(None if part[0] is None else torch.cat(part, -1) for part in parts))
 
-def draw_moves(count: int, size: tuple[int, int], recipe: Recipe, generator: torch.Generator) -> Moves:
+
+def draw_moves(
+    count: int,
+    size: tuple[int, int],
+    recipe: Recipe,
+    generator: torch.Generator,
+    flipped: Tensor | None = None,
+) -> Moves:
     """Random numbers for `move`.
 
     Parameters
@@ -46,11 +59,12 @@ def draw_moves(count: int, size: tuple[int, int], recipe: Recipe, generator: tor
     size : their height and width
     recipe : its `shift`, `flip` and `cutout`
     generator : on the host
+    flipped : bool, `count`; which are flipped, where that is known and not to be drawn
     """
-    offsets = flipped = centres = None
+    offsets = centres = None
     if recipe.shift:
         offsets = torch.randint(-recipe.shift, recipe.shift + 1, (2, count), generator=generator)
-    if recipe.flip:
+    if recipe.flip and flipped is None:
         flipped = torch.rand(count, generator=generator) < 0.5
     if recipe.cutout:
         centres = torch.stack([torch.randint(side, (count,), generator=generator) for side in size])

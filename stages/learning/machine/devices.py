@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psutil
@@ -50,6 +52,20 @@ def choose_autocast(device: torch.device, precision: str) -> Autocast:
     if precision != "auto":
         return Autocast(device.type, precision == "bf16")
     return Autocast(device.type, computes_in_bf16(device))
+
+
+@contextmanager
+def chosen_kernels(device: torch.device) -> Iterator[None]:
+    """cuDNN tries out its algorithms for convolutions within, and takes the fastest for each size.
+
+    Worth it where all batches are of one size; which it takes may change from run to run.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or device.type == "cuda"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 from torch import nn
@@ -11,6 +12,7 @@ from torch import nn
 from stages.errors import WinnowError
 from stages.learning.names import OwnNetwork
 from stages.learning.networks import zoo
+from stages.learning.networks.airbench import Airbench94
 from stages.learning.networks.mlp import MLP
 from stages.learning.networks.recurrent import RecurrentRows
 from stages.learning.networks.resnets import ResNet9, SmallResNet
@@ -25,7 +27,9 @@ __all__ = ["OWN", "build_backbone", "is_torchvision", "reason_against", "stages_
 
 OWN: tuple[str, ...] = get_args(OwnNetwork)
 
-_Build = Callable[[tuple[int, int, int], "Layers"], MLP | SmallCNN | ResNet9 | SmallResNet | RecurrentRows]
+_Build = Callable[
+    [tuple[int, int, int], "Layers"], MLP | SmallCNN | ResNet9 | SmallResNet | Airbench94 | RecurrentRows
+]
 
 _BUILT: dict[str, _Build] = {
     "mlp": lambda shape, layers: MLP(math.prod(shape), layers),
@@ -33,6 +37,7 @@ _BUILT: dict[str, _Build] = {
     "resnet9": lambda shape, layers: ResNet9(shape[2], layers),
     "resnet20": lambda shape, layers: SmallResNet(shape[2], layers, 3),
     "resnet32": lambda shape, layers: SmallResNet(shape[2], layers, 5),
+    "airbench94": lambda shape, layers: Airbench94(shape[2], layers),
     "lstm": lambda shape, layers: RecurrentRows(shape[1] * shape[2], layers, cell=nn.LSTM),
     "gru": lambda shape, layers: RecurrentRows(shape[1] * shape[2], layers, cell=nn.GRU),
 }
@@ -88,6 +93,10 @@ def reason_against(architecture: str, layers: Layers) -> str | None:
 
 
 def _reason_against_layers(architecture: str, layers: Layers) -> str | None:
+    if architecture == "airbench94":
+        if replace(layers, dropout=0.0) != type(layers)():
+            return "it is built as it was published: of the layers only dropout may differ from its default"
+        return None
     if architecture in ("lstm", "gru"):
         if layers.residual or layers.stochastic_depth:
             return "it has no residual connections: set residual to false and stochastic_depth to 0"

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stages.learning.networks.zoo import GreyToColour
 
 _TRUNKS = {"features", "classifier", "encoder", "trunk_output", "blocks", "layers", "stages", "heads"}
-_NORMALISATIONS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
+NORMALISATIONS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 def stages_of(backbone: nn.Module) -> list[nn.Module]:
@@ -31,7 +31,7 @@ def stages_of(backbone: nn.Module) -> list[nn.Module]:
     for part in _parts(backbone):
         if isinstance(part, nn.ParameterList):
             loose.append(part)
-        elif isinstance(part, _NORMALISATIONS) and stages and not loose:
+        elif isinstance(part, NORMALISATIONS) and stages and not loose:
             stages[-1].append(part)
         else:
             stages.append([*loose, part])

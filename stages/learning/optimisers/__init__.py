@@ -96,7 +96,8 @@ class Optimisation:
         for group in self._groups():
             moved: list[Tensor] = [p for p in group["params"] if p.grad is not None]
             if moved:
-                torch._foreach_mul_(moved, 1 - group["lr"] * self._recipe.weight_decay)
+                decay = group["lr"] * group["decoupled_decay"]
+                torch._foreach_mul_(moved, 1 - decay)
 
     def _share(self) -> float:
         recipe = self._recipe
@@ -124,8 +125,10 @@ def _make_optimisers(
         case "adamw" | "adam":
             return [torch.optim.AdamW(groups, weight_decay=decay, fused=fused)]
         case "sgd":
+            groups = _decayed_here(groups, decay)
             return [torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=fused)]
         case "rmsprop":
+            groups = _decayed_here(groups, decay)
             return [torch.optim.RMSprop(groups, momentum=momentum)]
         case "muon":
             inside, outside = (_only(groups, matrices, inside=flag) for flag in (True, False))
@@ -136,6 +139,14 @@ def _make_optimisers(
                 made.append(torch.optim.AdamW(outside, weight_decay=decay, fused=fused))
             return made
     raise WinnowError(f"unknown optimiser {recipe.optimiser!r}; known: {', '.join(get_args(Optimiser))}")
+
+
+def _decayed_here(groups: list[dict[str, Any]], decay: float) -> list[dict[str, Any]]:
+    """The groups with their decay by a name that torch does not know."""
+    own = [group.get("weight_decay", decay) for group in groups]
+    return [
+        {**group, "weight_decay": 0.0, "decoupled_decay": its} for group, its in zip(groups, own, strict=True)
+    ]
 
 
 def _only(groups: list[dict[str, Any]], chosen: set[int], *, inside: bool) -> list[dict[str, Any]]:

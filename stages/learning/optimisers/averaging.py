@@ -1,8 +1,9 @@
-"""A moving average of the weights, which is scored and kept in their place."""
+"""Averages of the weights: one that is scored and kept in their place, one that they are drawn back to."""
 
 from __future__ import annotations
 
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,6 +47,44 @@ class MovingAverage(AveragedModel):
         self.n_averaged += 1
 
 
-def averaged(model: nn.Module, decay: float) -> MovingAverage:
-    """A moving average that begins with `model`."""
-    return MovingAverage(model, decay)
+class Lookahead:
+    """Slow weights that follow a model's, and that it is set back to (Zhang et al., arXiv 1907.08610).
+
+    After every `every` steps the slow weights go a part of the way to the model's, and the model takes their
+    place. They keep the share .95^every · (s / n)³ of themselves in step s of n (Jordan, arXiv 2404.00498,
+    appendix): the model goes its own way at first. After the last step it takes the slow weights as they are.
+    Batch statistics are treated likewise.
+
+    Parameters
+    ----------
+    model : its weights now are the first slow ones
+    every : steps
+    total : steps of the whole training
+    """
+
+    def __init__(self, model: nn.Module, every: int, total: int) -> None:
+        self._model, self._every, self._total = model, every, total
+        self._slow = [value.detach().clone() for value in self._fast()]
+
+    def _fast(self) -> list[torch.Tensor]:
+        return [value for value in self._model.state_dict().values() if value.is_floating_point()]
+
+    @torch.no_grad()
+    def after(self, step: int) -> None:
+        """To be called after each step, with how many were taken."""
+        last = step >= self._total
+        if step % self._every and not last:
+            return
+        fast = self._fast()
+        if step % self._every == 0:
+            keep = 0.95**self._every * (step / self._total) ** 3
+            torch._foreach_lerp_(self._slow, fast, 1 - keep)
+        torch._foreach_copy_(fast, self._slow)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The slow weights."""
+        return {"slow": self._slow}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What `state_dict` gave."""
+        torch._foreach_copy_(self._slow, state["slow"])

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from stages.learning.models import Classifier
+from stages.learning.networks.stages import NORMALISATIONS
 from stages.learning.recipe import Recipe
 
 
@@ -21,7 +22,28 @@ def parameter_groups(model: Classifier, recipe: Recipe) -> list[dict[str, Any]]:
             parameter.requires_grad_(factor > 0)
         if factor > 0 and parameters:
             groups.append({"params": parameters, "lr": recipe.learning_rate * factor})
-    return groups
+    if recipe.norm_bias_factor == 1:
+        return groups
+    biases = {id(bias) for bias in normalisation_biases(model)}
+    return [part for group in groups for part in _apart(group, biases, recipe)]
+
+
+def normalisation_biases(model: nn.Module) -> list[nn.Parameter]:
+    """Biases of batch, group and layer normalisation."""
+    return [
+        module.bias
+        for module in model.modules()
+        if isinstance(module, NORMALISATIONS) and isinstance(module.bias, nn.Parameter)
+    ]
+
+
+def _apart(group: dict[str, Any], biases: set[int], recipe: Recipe) -> list[dict[str, Any]]:
+    """A group's biases with the rate raised and the decay lowered, so that a step's decay stays; the rest."""
+    inside = [parameter for parameter in group["params"] if id(parameter) in biases]
+    outside = [parameter for parameter in group["params"] if id(parameter) not in biases]
+    factor = recipe.norm_bias_factor
+    raised = {"params": inside, "lr": group["lr"] * factor, "weight_decay": recipe.weight_decay / factor}
+    return [part for part in (raised, {**group, "params": outside}) if part["params"]]
 
 
 def _backbone(backbone: nn.Module, recipe: Recipe) -> list[tuple[list[nn.Parameter], float]]:

@@ -10,6 +10,7 @@ from stages.learning.names import Schedule
 
 _START = 0.1  # share of the peak that warm-up begins with
 _DROPS = (0.6, 0.8)  # of the budget, where the schedule `step` goes down to a tenth
+_TRIANGLE = (0.2, 0.07)  # share of the peak that `triangle` begins and ends with
 
 
 def share_of_peak(schedule: str, step: int, total: int, warm_up: float) -> float:
@@ -17,6 +18,8 @@ def share_of_peak(schedule: str, step: int, total: int, warm_up: float) -> float
 
     - `one_cycle` (Smith & Topin, arXiv 1708.07120): up along a line in the share `warm_up` of the budget,
       then down to nothing along half a cosine. The momentum is left as it is.
+    - `triangle` (Jordan, arXiv 2404.00498): up along a line in the share `warm_up` of the budget, from a
+      fifth of the peak, then down along another, to 7 % of it.
     - `cosine` (Loshchilov & Hutter, arXiv 1608.03983): half a cosine over the whole budget.
     - `step`: a tenth from 60 % of the budget on, a hundredth from 80 %.
     - `constant`.
@@ -31,6 +34,8 @@ def share_of_peak(schedule: str, step: int, total: int, warm_up: float) -> float
     match schedule:
         case "one_cycle":
             return _one_cycle(step, total, warm_up)
+        case "triangle":
+            return _triangle(step, total, warm_up)
         case "cosine":
             fall = _half_cosine(step / max(1, total))
         case "step":
@@ -48,6 +53,14 @@ def _one_cycle(step: int, total: int, warm_up: float) -> float:
     if step < peak:
         return _rise(step, peak)
     return _half_cosine((step - peak) / max(1.0, total - peak))
+
+
+def _triangle(step: int, total: int, warm_up: float) -> float:
+    start, end = _TRIANGLE
+    peak = int(warm_up * total)
+    if step < peak:
+        return start + (1 - start) * step / peak
+    return 1 - (1 - end) * (step - peak) / max(1, total - peak)
 
 
 def _rise(step: int, peak: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,13 @@ from torch import Tensor
 
 from stages.learning.loading.batches import Batches
 from stages.learning.loading.images import open_images
-from stages.learning.loading.transforms import Moves, blend, draw_mixing, draw_moves, move
-from stages.learning.machine.devices import to_device
+from stages.learning.loading.transforms import Mixing, Moves, blend, draw_mixing, draw_moves, move
+from stages.learning.machine.devices import free_memory, to_device
 from stages.learning.machine.parallel import world
 from stages.learning.recipe import Recipe
+
+# Of normalised pixels that are made in one go on a GPU, and of its free memory, at most.
+_GROUP_BYTES, _GROUP_SHARE = 2**28, 0.05
 
 
 @dataclass(frozen=True)
@@ -51,19 +54,38 @@ class Batch:
         return [Batch(*part) for part in zip(*split, strict=True)]
 
 
+@dataclass(frozen=True)
+class _Draw:
+    """All that is random in one batch, on the host.
+
+    Attributes
+    ----------
+    index : int64, N each; of the training images, and of the unlabelled ones beside them
+    moves : of either
+    mixing : None: nothing is mixed
+    """
+
+    index: list[Tensor]
+    moves: list[Moves]
+    mixing: Mixing | None
+
+
 class Feed:
     """Endless batches of the training data, and all that is random in them.
 
     The numbers are drawn on the host, by one generator, in this order: the indices of a batch, those of the
-    unlabelled images beside it, the transforms of either, the mixing. The next batch's indices are drawn
-    right after: what has to be fetched can then be fetched while the device computes. Several processes draw
-    the same numbers for the whole batch, and each gathers its own rows.
+    unlabelled images beside it, the transforms of either, the mixing. Those of the next batch are drawn right
+    after: what has to be fetched can then be fetched while the device computes. Where all images lie on a
+    GPU a group of batches is made in one go, since a kernel there takes as long for a few images as for
+    thousands; they are what they would be one by one. Several processes draw the same numbers for the whole
+    batch, and each gathers its own rows.
 
     Parameters
     ----------
     labels : int64, N; for balanced sampling
     normalise : from uint8 N×H×W×C to pixels
     unlabeled : uint8, M×H×W×C; for `recipe.coral`
+    group : batches made in one go; None: as many as pay on the device
     """
 
     def __init__(
@@ -76,6 +98,7 @@ class Feed:
         device: torch.device,
         normalise: Callable[[Tensor], Tensor],
         unlabeled: NDArray[np.uint8] | None = None,
+        group: int | None = None,
     ) -> None:
         self._recipe, self._device, self._normalise = recipe, device, normalise
         self._here = world()
@@ -89,59 +112,130 @@ class Feed:
             self._batches.append(Batches(nothing, self.size, "shuffle", self._generator))
         self._images = [open_images(each, device) for each in held]
         self._sides = [(each.shape[1], each.shape[2]) for each in held]
-        self._draw()
+        self._group = self._that_pay(held) if group is None else group
+        self._flip_next = [self._first_flips(len(each)) for each in held]
+        self._ready: list[Batch] = []
+        self._draws: list[_Draw] = []
+        self._used = 0
+        self._begin()
 
     def next(self) -> Batch:
         """The batch of the next step."""
-        index = to_device(self._ahead[0], self._device)
-        moves = [draw_moves(self.size, sides, self._recipe, self._generator) for sides in self._sides]
-        rows = self._here.rows(self.size)
-        pixels, *beside = [self._pixels(which, moves[which], rows) for which in range(len(moves))]
-        partner, share = None, None
-        if self._recipe.mixup > 0 or self._recipe.cutmix > 0:
-            mixing = draw_mixing(self.size, self._sides[0], self._recipe, self._generator)
-            partner, share = to_device(mixing.partner, self._device), to_device(mixing.lam, self._device)
-            if self._here.size == 1:
-                partners = pixels[partner]  # unlike with `index_select`, they stay in channels-last memory
-            else:
-                partners = self._pixels(0, moves[0], mixing.partner[rows])
-            pixels, partner = blend(pixels, partners, mixing[rows]), index[partner]
-        self._draw()
-        return Batch(pixels, index, partner, share, *beside)
+        if not self._ready:
+            self._ready = self._made(self._draws)[::-1]
+        batch = self._ready.pop()
+        self._used += 1
+        if not self._ready:
+            self._begin()
+        return batch
 
     def preview(self) -> Tensor:
         """What a network will get for the next batch, but for transforms and mixing; nothing is drawn."""
-        rows = self._here.rows(self.size)
-        parts = [self._pixels(which, Moves(), rows) for which in range(len(self._images))]
+        rows, draw = self._here.rows(self.size), self._draws[self._used]
+        parts = [
+            self._normalise(images.gather(index[rows]))
+            for images, index in zip(self._images, draw.index, strict=True)
+        ]
         self._prefetch()
         return torch.cat(parts)
 
-    def _pixels(self, which: int, moves: Moves, rows: slice | Tensor) -> Tensor:
-        """Some rows of the training batch (0), or of the unlabelled one beside it (1)."""
-        gathered = self._images[which].gather(self._ahead[which][rows])
-        return self._normalise(move(gathered, moves[rows], self._recipe))
+    def _that_pay(self, held: Sequence[NDArray[np.uint8]]) -> int:
+        """How many batches to make in one go: one, but for images that all lie on a GPU."""
+        if self._device.type != "cuda" or not all(images.resident for images in self._images):
+            return 1
+        bytes_each = sum(4 * self.size * each[0].size for each in held)
+        return max(1, min(_GROUP_BYTES, int(_GROUP_SHARE * free_memory(self._device))) // bytes_each)
 
-    def _draw(self) -> None:
-        """Which images make the next batch, and which unlabelled ones go beside it; on the host."""
-        self._ahead = [next(batches) for batches in self._batches]
+    def _first_flips(self, count: int) -> Tensor | None:
+        """Which images are flipped when they are drawn first, if they are to be every other time."""
+        if not (self._recipe.flip and self._recipe.alternate_flips):
+            return None
+        return torch.rand(count, generator=self._generator) < 0.5
+
+    def _begin(self) -> None:
+        """Draw the next group."""
+        self._before = self._state()
+        self._ready, self._used = [], 0
+        self._draws = [self._draw() for _ in range(self._group)]
         self._prefetch()
 
-    def _prefetch(self) -> None:
-        for images, drawn in zip(self._images, self._ahead, strict=True):
-            images.prefetch(drawn[self._here.rows(self.size)])
+    def _draw(self) -> _Draw:
+        index = [next(batches) for batches in self._batches]
+        moves = [
+            draw_moves(self.size, sides, self._recipe, self._generator, self._flips(which, index[which]))
+            for which, sides in enumerate(self._sides)
+        ]
+        mixing = None
+        if self._recipe.mixup > 0 or self._recipe.cutmix > 0:
+            mixing = draw_mixing(self.size, self._sides[0], self._recipe, self._generator)
+        return _Draw(index, moves, mixing)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Generator, place in the shuffles, and what is drawn already."""
+    def _flips(self, which: int, index: Tensor) -> Tensor | None:
+        """Which of these images are flipped this time, if that is not left to chance."""
+        flip_next = self._flip_next[which]
+        if flip_next is None:
+            return None
+        flipped = flip_next[index]
+        flip_next[index] = ~flipped
+        return flipped
+
+    def _prefetch(self) -> None:
+        rows = self._here.rows(self.size)
+        for which, images in enumerate(self._images):
+            images.prefetch(torch.cat([draw.index[which][rows] for draw in self._draws]))
+
+    def _made(self, draws: Sequence[_Draw]) -> list[Batch]:
+        """The batches of some draws."""
+        index = to_device(torch.cat([draw.index[0] for draw in draws]), self._device).split(self.size)
+        pixels = [self._pixels(which, draws) for which in range(len(self._images))]
+        made = []
+        for number, draw in enumerate(draws):
+            own, *beside = (each[number] for each in pixels)
+            partner = share = None
+            if draw.mixing is not None:
+                mixing = draw.mixing
+                partner = index[number][to_device(mixing.partner, self._device)]
+                share = to_device(mixing.lam, self._device)
+                own = blend(own, self._partners(own, draw, mixing), mixing[self._here.rows(self.size)])
+            made.append(Batch(own, index[number], partner, share, *beside))
+        return made
+
+    def _pixels(self, which: int, draws: Sequence[_Draw]) -> Sequence[Tensor]:
+        """This process's rows of each training batch (0), or of the unlabelled ones beside them (1)."""
+        rows = self._here.rows(self.size)
+        gathered = self._images[which].gather(torch.cat([draw.index[which][rows] for draw in draws]))
+        moves = Moves.of_all([draw.moves[which][rows] for draw in draws])
+        pixels = self._normalise(move(gathered, moves, self._recipe))
+        return pixels.split(len(pixels) // len(draws))
+
+    def _partners(self, pixels: Tensor, draw: _Draw, mixing: Mixing) -> Tensor:
+        """What this process's rows are mixed with."""
+        if self._here.size == 1:
+            # Indexed, unlike `index_select`, they stay in channels-last memory.
+            return pixels[to_device(mixing.partner, self._device)]
+        rows = mixing.partner[self._here.rows(self.size)]
+        gathered = self._images[0].gather(draw.index[0][rows])
+        return self._normalise(move(gathered, draw.moves[0][rows], self._recipe))
+
+    def _state(self) -> dict[str, Any]:
+        """All that draws follow from."""
         return {
             "generator": self._generator.get_state(),
             "batches": [batches.state_dict() for batches in self._batches],
-            "ahead": [index.clone() for index in self._ahead],
+            "flip_next": [None if each is None else each.clone() for each in self._flip_next],
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was there before the group under way was drawn, and how many of its batches are used up."""
+        return {"before": self._before, "used": self._used}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What `state_dict` gave."""
-        self._generator.set_state(state["generator"])
-        for batches, own in zip(self._batches, state["batches"], strict=True):
+        before = state["before"]
+        self._generator.set_state(before["generator"])
+        for batches, own in zip(self._batches, before["batches"], strict=True):
             batches.load_state_dict(own)
-        self._ahead = state["ahead"]
-        self._prefetch()
+        self._flip_next = [None if each is None else each.clone() for each in before["flip_next"]]
+        self._begin()
+        for _ in range(state["used"]):
+            self.next()

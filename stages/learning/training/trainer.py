@@ -23,11 +23,12 @@ from stages.learning.machine.probe import choose_network
 from stages.learning.models import Classifier, build_model
 from stages.learning.networks import stages_of
 from stages.learning.optimisers import Optimisation
-from stages.learning.optimisers.averaging import averaged
+from stages.learning.optimisers.averaging import Lookahead, MovingAverage
 from stages.learning.recipe import Recipe
 from stages.learning.training.criterion import Criterion, Network
 from stages.learning.training.feed import Batch, Feed
 
+_SHOWN = 5000  # images, at most, that a network is initialised from
 _ALONE = "Expected more than 1 value per channel"  # what torch says of batches of one
 
 
@@ -75,11 +76,15 @@ class Trainer:
             normalise=model.normalise,
             unlabeled=unlabeled if recipe.coral > 0 else None,
         )
+        self._initialise_from(data.images)
         self.criterion = Criterion(data, recipe, device, transition)
         self.optimisation = Optimisation(self.models, recipe)
         self.networks: list[nn.Module] = [Network(each) for each in self.models]
         self._here = world()
-        self._average = averaged(model, recipe.average) if recipe.average > 0 else None
+        self._average = MovingAverage(model, recipe.average) if recipe.average > 0 else None
+        self._total = recipe.epochs * recipe.steps_per_epoch
+        slow = self.models if recipe.lookahead else []
+        self._slow = [Lookahead(each, recipe.lookahead, self._total) for each in slow]
         self.epoch, self.position, self.parts = 0, 0, 1
         self._losses = torch.zeros(recipe.steps_per_epoch, device=device)
         self._rates: list[float] = []
@@ -107,13 +112,12 @@ class Trainer:
 
     def choose_networks(self) -> None:
         """Compile the networks where a probe says that it pays; see `probe.choose_network`."""
-        left = self.recipe.epochs * self.recipe.steps_per_epoch - self.steps
         self._set_modes()
         for number, network in enumerate(self.networks):
             self.networks[number], note = choose_network(
                 network,
                 self.feed.preview(),
-                steps=left,
+                steps=self._total - self.steps,
                 device=self._device,
                 mode=self.recipe.compile,
                 context=self._autocast.context,
@@ -130,9 +134,11 @@ class Trainer:
         self._rates.append(self.optimisation.rate)
         self._backward(self.feed.next())
         self.optimisation.apply()
+        self.position += 1
+        for slow in self._slow:
+            slow.after(self.steps)
         if self._average is not None:
             self._average.update_parameters(self.models[0])
-        self.position += 1
 
     def end_epoch(self) -> float:
         """Close the epoch, and return its mean loss.
@@ -225,10 +231,23 @@ class Trainer:
             f"{self.parts} parts, with statistics for batch normalisation of their own"
         )
 
+    def _initialise_from(self, images: NDArray[np.uint8]) -> None:
+        """Show images to networks that take more than chance from them before they learn."""
+        for model in self.models:
+            initialise = getattr(model.backbone, "initialise_from", None)
+            if initialise is not None:
+                some = np.array(images[:: max(1, len(images) // _SHOWN)][:_SHOWN])
+                initialise(model.normalise(torch.from_numpy(some).to(self._device)))
+
     def _set_modes(self) -> None:
         """To training, but for what is frozen: that keeps its batch statistics too."""
         for model in self.models:
             model.train()
+            advance = getattr(model.backbone, "advance", None)
+            frozen = self.recipe.backbone_lr_factor == 0 or self.recipe.frozen_stages
+            # Several processes are told at the start which gradients there will be.
+            if advance is not None and not frozen and self._here.size == 1:
+                advance(self.steps / self._total)
             if self.recipe.backbone_lr_factor == 0:
                 model.backbone.eval()
             elif self.recipe.frozen_stages:
@@ -245,6 +264,7 @@ class Trainer:
             "rates": self._rates,
             "notes": self.notes,
             "models": [model.state_dict() for model in self.models],
+            "slow": [slow.state_dict() for slow in self._slow],
             "average": None if self._average is None else self._average.state_dict(),
             "optimisation": self.optimisation.state_dict(),
             "criterion": self.criterion.state_dict(),
@@ -262,6 +282,8 @@ class Trainer:
         self._rates, self.notes = list(state["rates"]), list(state["notes"])
         for model, own in zip(self.models, state["models"], strict=True):
             model.load_state_dict(own)
+        for slow, own in zip(self._slow, state["slow"], strict=True):
+            slow.load_state_dict(own)
         if self._average is not None:
             self._average.load_state_dict(state["average"])
         self.optimisation.load_state_dict(state["optimisation"])

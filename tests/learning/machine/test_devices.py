@@ -3,7 +3,13 @@ import pytest
 import torch
 
 from stages.errors import WinnowError
-from stages.learning.machine.devices import choose_autocast, choose_device, free_memory, to_device
+from stages.learning.machine.devices import (
+    choose_autocast,
+    choose_device,
+    chosen_kernels,
+    free_memory,
+    to_device,
+)
 
 
 def test_the_cpu_is_always_there():
@@ -35,3 +41,12 @@ def test_what_is_on_the_device_stays_as_it_is():
 
 def test_free_memory_of_a_cpu_is_the_machine_s():
     assert 0 < free_memory(torch.device("cpu")) <= psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(("device", "tries"), [("cuda", True), ("cpu", False)])
+def test_kernels_are_tried_out_within_and_the_choice_is_restored(device: str, tries: bool):
+    before = torch.backends.cudnn.benchmark
+    with pytest.raises(KeyError), chosen_kernels(torch.device(device)):
+        assert torch.backends.cudnn.benchmark == (before or tries)
+        raise KeyError
+    assert torch.backends.cudnn.benchmark == before

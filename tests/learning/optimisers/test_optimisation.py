@@ -271,3 +271,44 @@ def test_a_wrong_name_lists_the_right_ones(choices: dict, names: Any):
     with pytest.raises(WinnowError, match="unknown") as caught:
         optimisation(replace(RECIPE, **choices), Network())
     assert all(name in str(caught.value) for name in get_args(names))
+
+
+class Normalised(Network):
+    """With biases of normalisation, and others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone.insert(1, nn.BatchNorm1d(8))
+        self.backbone.insert(5, nn.LayerNorm(4))
+
+
+@pytest.mark.parametrize("optimiser", get_args(Optimiser))
+def test_biases_of_normalisation_learn_faster_and_decay_as_fast(optimiser: Optimiser):
+    """Momentum of none, so that the first step's length is the rate's; decay alone where gradients are 0."""
+    moved = {}
+    for gradient, factor in [(1.0, 1.0), (1.0, 4.0), (0.0, 1.0), (0.0, 4.0)]:
+        model = Normalised()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(1.0)
+        recipe = replace(
+            PLAIN, optimiser=optimiser, norm_bias_factor=factor, weight_decay=0.0 if gradient else 0.5
+        )
+        steps = optimisation(recipe, model)
+        given_gradient(model, gradient)
+        steps.apply()
+        biases = {id(model.backbone[1].bias), id(model.backbone[5].bias)}
+        moved[gradient, factor] = [
+            torch.cat([1 - p.detach().flatten() for p in model.parameters() if (id(p) in biases) == inside])
+            for inside in (True, False)
+        ]
+    torch.testing.assert_close(moved[1.0, 4.0][0], 4 * moved[1.0, 1.0][0])
+    torch.testing.assert_close(moved[1.0, 4.0][1], moved[1.0, 1.0][1])
+    assert (moved[0.0, 1.0][0] > 0).all()
+    torch.testing.assert_close(moved[0.0, 4.0][0], moved[0.0, 1.0][0])
+
+
+def test_raised_biases_are_those_of_frozen_stages_no_more_than_others(stages: None):
+    model = Normalised()
+    Optimisation([model], replace(PLAIN, norm_bias_factor=4.0, backbone_lr_factor=0.0))  # type: ignore[list-item]
+    assert not any(parameter.requires_grad for parameter in model.backbone.parameters())

@@ -55,3 +55,8 @@ def test_a_wrong_name_lists_the_right_ones():
     with pytest.raises(WinnowError, match="unknown schedule 'zigzag'") as caught:
         share_of_peak("zigzag", 0, 10, 0.1)
     assert all(name in str(caught.value) for name in get_args(Schedule))
+
+
+def test_triangle_rises_from_a_fifth_and_falls_to_seven_hundredths():
+    at = {step: share_of_peak("triangle", step, 1000, 0.2) for step in (0, 100, 200, 600, 1000)}
+    assert at == pytest.approx({0: 0.2, 100: 0.6, 200: 1.0, 600: 0.535, 1000: 0.07})

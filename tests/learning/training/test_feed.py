@@ -11,10 +11,10 @@ IMAGES = np.broadcast_to(np.arange(COUNT, dtype=np.uint8)[:, None, None, None], 
 LABELS = np.arange(COUNT) % 2
 
 
-def feed(unlabeled: np.ndarray | None = None, **choices: object) -> Feed:
+def feed(unlabeled: np.ndarray | None = None, group: int | None = None, **choices: object) -> Feed:
     return Feed(
         IMAGES, LABELS, Recipe(1, 4, 16, 0.1, **choices), seed=0, device=torch.device("cpu"),
-        normalise=lambda images: images.permute(0, 3, 1, 2).float(), unlabeled=unlabeled,
+        normalise=lambda images: images.permute(0, 3, 1, 2).float(), unlabeled=unlabeled, group=group,
     )  # fmt: skip
 
 
@@ -77,3 +77,52 @@ def test_restored_it_goes_on_alike(choices: dict):
         one, other = first.next(), second.next()
         assert torch.equal(one.index, other.index)
         assert torch.equal(one.pixels, other.pixels)
+
+
+MIXES = [{"mixup": 1.0, "shift": 1}, {"mixup": 0.5, "cutmix": 1.0}, {"cutout": 3, "flip": True, "shift": 2}]
+
+
+@pytest.mark.parametrize(
+    "choices", [*MIXES, {"flip": True, "alternate_flips": True}, {"sampling": "balanced"}]
+)
+@pytest.mark.parametrize("unlabeled", [False, True])
+def test_batches_made_together_are_those_made_one_by_one(choices: dict, unlabeled: bool):
+    others = IMAGES[:7] + 200 if unlabeled else None
+    single, grouped = feed(others, **choices), feed(others, group=3, **choices)
+    for _ in range(8):
+        one, other = single.next(), grouped.next()
+        for name in ("pixels", "index", "partner", "share", "unlabeled"):
+            its = getattr(one, name)
+            assert (its is None) == (getattr(other, name) is None)
+            assert its is None or torch.equal(its, getattr(other, name))
+
+
+@pytest.mark.parametrize("used", range(7))
+def test_restored_within_a_group_it_goes_on_alike(used: int):
+    first, second = (feed(group=3, shift=1, mixup=0.2, flip=True, alternate_flips=True) for _ in range(2))
+    for _ in range(used):
+        first.next()
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.preview(), second.preview())
+    for _ in range(5):
+        one, other = first.next(), second.next()
+        assert torch.equal(one.index, other.index)
+        assert torch.equal(one.pixels, other.pixels)
+
+
+def test_alternating_flips_are_every_other_time_from_a_random_start():
+    """Images brighter on the right than on the left say which way round they are."""
+    images = IMAGES + np.arange(SIDE, dtype=np.uint8)[None, None, :, None]
+    batches = Feed(
+        images, LABELS, Recipe(1, 4, COUNT, 0.1, flip=True, alternate_flips=True), seed=0,
+        device=torch.device("cpu"), normalise=lambda images: images.permute(0, 3, 1, 2).float(),
+    )  # fmt: skip
+    turned = []
+    for _ in range(4):
+        batch = batches.next()
+        flipped = batch.pixels[:, 0, 0, 0] > batch.pixels[:, 0, 0, -1]
+        turned.append(flipped[batch.index.argsort()])
+    assert 5 < turned[0].sum() < COUNT - 5
+    assert torch.equal(turned[1], ~turned[0])
+    assert torch.equal(turned[2], turned[0])
+    assert torch.equal(turned[3], turned[1])

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from killed_training import EPOCHS, STEPS, trained
 
-# Between them they have all that a step leaves behind: memory of samples, moving average, two networks.
+# Between them they have all that a step leaves behind: memory of samples, averages, flips, two networks.
 CHOICES = {
     "early_learning": {"loss": "early_learning", "average": 0.9, "mixup": 0.3, "precision": "bf16",
-                       "sampling": "balanced"},
+                       "sampling": "balanced", "alternate_flips": True, "lookahead": 2},
     "co_teaching": {"loss": "co_teaching", "coral": 0.1, "cutmix": 1.0, "optimiser": "muon",
-                    "class_weighting": "balanced", "deferred": 0.5, "precision": "fp32"},
+                    "class_weighting": "balanced", "deferred": 0.5, "precision": "fp32",
+                    "norm_bias_factor": 4.0},
 }  # fmt: skip
 
 

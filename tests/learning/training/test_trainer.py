@@ -163,6 +163,33 @@ def test_the_moving_average_is_what_is_scored_and_kept(train: View):
     assert not torch.equal(model.head.weight, trained(model_for(train), train, RECIPE).model.head.weight)
 
 
+def test_slow_weights_are_what_is_left_in_the_end(train: View):
+    trainer = trainer_for(train, replace(RECIPE, lookahead=4))
+    for step in range(1, 7):
+        trainer.step()
+        if step == 4:
+            slow = trainer.models[0].head.weight.clone()
+        if trainer.position == RECIPE.steps_per_epoch:
+            trainer.end_epoch()
+    assert torch.equal(trainer.models[0].head.weight, slow)
+
+
+def test_a_network_is_shown_images_and_told_how_far_training_is(train: View):
+    model, plain = model_for(train, "airbench94"), model_for(train, "airbench94")
+    learns = []
+    result = fit(
+        model, train, replace(RECIPE, epochs=5), seed=0, device="cpu", description="",
+        on_epoch=lambda _: learns.append(model.backbone.whitening.bias.requires_grad),
+    )  # fmt: skip
+    assert bool(model.backbone.whitening.fitted)
+    assert not torch.equal(model.backbone.whitening.weight, plain.backbone.whitening.weight)
+    assert learns == [True, True, False, False, False]
+    again = result.model.backbone.whitening.weight.clone()
+    trained(model, train, replace(RECIPE, backbone_lr_factor=0.0))
+    assert torch.equal(model.backbone.whitening.weight, again)
+    assert not model.backbone.whitening.bias.requires_grad
+
+
 def test_dropout_follows_from_the_seed_and_leaves_the_global_generator_alone(train: View):
     def weights(draw: int) -> Tensor:
         torch.manual_seed(draw)
@@ -198,6 +225,7 @@ class Reads(TorchDispatchMode):
         {"shift": 1, "flip": True},
         {"loss": "early_learning", "class_weighting": "balanced", "deferred": 0.5},
         {"loss": "co_teaching", "optimiser": "sgd"},
+        {"lookahead": 1, "flip": True, "alternate_flips": True},
     ],
 )
 def test_a_step_reads_nothing_off_the_device(train: View, choices: dict):
