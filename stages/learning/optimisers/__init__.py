@@ -40,6 +40,7 @@ class Optimisation:
         self._recipe = recipe
         groups = [parameter_groups(model, recipe) for model in models]
         self._parameters = [[parameter for group in own for parameter in group["params"]] for own in groups]
+        self._l2 = [[(group["params"], group.pop("l2")) for group in own] for own in groups]
         matrices = {id(matrix) for model in models for matrix in matrices_of(model.backbone)}
         self._optimisers = _make_optimisers([group for own in groups for group in own], recipe, matrices)
         self._peaks = [[group["lr"] for group in one.param_groups] for one in self._optimisers]
@@ -53,8 +54,9 @@ class Optimisation:
 
     def apply(self) -> None:
         """Take a step along the gradients that are there, and forget them."""
-        for parameters in self._parameters:
-            self._penalise_and_clip(parameters)
+        for parameters, l2 in zip(self._parameters, self._l2, strict=True):
+            self._penalise(parameters, l2)
+            self._clip(parameters)
         if self._recipe.weight_decay and self._recipe.optimiser in _DECAYED_HERE:
             self._decay()
         for optimiser in self._optimisers:
@@ -77,15 +79,18 @@ class Optimisation:
         self._set_rates()
 
     @torch.no_grad()
-    def _penalise_and_clip(self, parameters: list[nn.Parameter]) -> None:
+    def _penalise(self, parameters: list[nn.Parameter], l2: list[tuple[list[nn.Parameter], float]]) -> None:
         """Of one model: the gradients of `l1` and `l2` belong to the loss, and are clipped with its own."""
+        moved = _moved(parameters)
+        if self._recipe.l1 and moved:
+            torch._foreach_add_(_gradients(moved), torch._foreach_sign(moved), alpha=self._recipe.l1)
+        for some, share in l2:
+            moved = _moved(some)
+            if share and moved:
+                torch._foreach_add_(_gradients(moved), moved, alpha=share)
+
+    def _clip(self, parameters: list[nn.Parameter]) -> None:
         recipe = self._recipe
-        moved: list[Tensor] = [p for p in parameters if p.grad is not None]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if recipe.l1 and moved:
-            torch._foreach_add_(gradients, torch._foreach_sign(moved), alpha=recipe.l1)
-        if recipe.l2 and moved:
-            torch._foreach_add_(gradients, moved, alpha=recipe.l2)
         if recipe.clip_value is not None:
             nn.utils.clip_grad_value_(parameters, recipe.clip_value)
         if recipe.clip_norm is not None:
@@ -94,7 +99,7 @@ class Optimisation:
     @torch.no_grad()
     def _decay(self) -> None:
         for group in self._groups():
-            moved: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+            moved = _moved(group["params"])
             if moved:
                 decay = group["lr"] * group["decoupled_decay"]
                 torch._foreach_mul_(moved, 1 - decay)
@@ -112,6 +117,14 @@ class Optimisation:
 
     def _groups(self) -> Iterator[dict[str, Any]]:
         return (group for optimiser in self._optimisers for group in optimiser.param_groups)
+
+
+def _moved(parameters: list[nn.Parameter]) -> list[Tensor]:
+    return [parameter for parameter in parameters if parameter.grad is not None]
+
+
+def _gradients(moved: list[Tensor]) -> list[Tensor]:
+    return [parameter.grad for parameter in moved if parameter.grad is not None]
 
 
 def _make_optimisers(

@@ -12,7 +12,7 @@ from stages.learning.recipe import Recipe
 
 
 def parameter_groups(model: Classifier, recipe: Recipe) -> list[dict[str, Any]]:
-    """Parameters with their peak rates, in the order from image to logits; what is frozen is left out.
+    """Parameters with peak rates and `l2`, in the order from image to logits; what is frozen is left out.
 
     Sets `requires_grad` of each: a model that was trained with frozen stages before is not frozen for good.
     """
@@ -21,7 +21,7 @@ def parameter_groups(model: Classifier, recipe: Recipe) -> list[dict[str, Any]]:
         for parameter in parameters:
             parameter.requires_grad_(factor > 0)
         if factor > 0 and parameters:
-            groups.append({"params": parameters, "lr": recipe.learning_rate * factor})
+            groups.append({"params": parameters, "lr": recipe.learning_rate * factor, "l2": recipe.l2})
     if recipe.norm_bias_factor == 1:
         return groups
     biases = {id(bias) for bias in normalisation_biases(model)}
@@ -42,7 +42,12 @@ def _apart(group: dict[str, Any], biases: set[int], recipe: Recipe) -> list[dict
     inside = [parameter for parameter in group["params"] if id(parameter) in biases]
     outside = [parameter for parameter in group["params"] if id(parameter) not in biases]
     factor = recipe.norm_bias_factor
-    raised = {"params": inside, "lr": group["lr"] * factor, "weight_decay": recipe.weight_decay / factor}
+    raised = {
+        "params": inside,
+        "lr": group["lr"] * factor,
+        "l2": group["l2"] / factor,
+        "weight_decay": recipe.weight_decay / factor,
+    }
     return [part for part in (raised, {**group, "params": outside}) if part["params"]]
 
 
