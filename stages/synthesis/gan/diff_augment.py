@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stages.learning.machine.devices import to_device
+
 _CHANCE = 0.5
 
 
@@ -25,27 +27,38 @@ def diff_augment(images: Tensor, random: torch.Generator) -> Tensor:
     random : on the CPU, so that a seed means the same on every device
     """
     count, channels, height, width = images.shape
-    device = images.device
-    moved = images + (torch.rand(count, 1, 1, 1, generator=random) - 0.5).to(device)
-    rows = _shifted(count, height, random).to(device)
-    columns = _shifted(count, width, random).to(device)
-    moved = moved.gather(2, rows[:, None, :, None].expand(-1, channels, -1, width))
-    moved = moved.gather(3, columns[:, None, None, :].expand(-1, channels, height, -1))
-    hole = _span(count, height, random)[:, :, None] & _span(count, width, random)[:, None, :]
-    moved = moved.masked_fill(hole[:, None].to(device), 0.0)
-    chosen = torch.rand(count, 1, 1, 1, generator=random) < _CHANCE
-    return torch.where(chosen.to(device), moved, images)
+    brightness, rows, columns, tall, wide, chosen = _draw(count, height, width, random, images.device)
+    moved = images + brightness.view(-1, 1, 1, 1)
+    moved = moved.gather(2, _shifted(height, rows)[:, None, :, None].expand(-1, channels, -1, width))
+    moved = moved.gather(3, _shifted(width, columns)[:, None, None, :].expand(-1, channels, height, -1))
+    hole = _span(height, tall)[:, :, None] & _span(width, wide)[:, None, :]
+    moved = moved.masked_fill(hole[:, None], 0.0)
+    return torch.where(chosen.view(-1, 1, 1, 1) < _CHANCE, moved, images)
 
 
-def _shifted(count: int, side: int, random: torch.Generator) -> Tensor:
-    """Indices along a side, moved by up to an eighth of it; the edge is repeated. N×side."""
-    most = max(1, side // 8)
-    offsets = torch.randint(-most, most + 1, (count, 1), generator=random)
-    return (torch.arange(side) + offsets).clamp(0, side - 1)
+def _draw(
+    count: int, height: int, width: int, random: torch.Generator, device: torch.device
+) -> tuple[Tensor, ...]:
+    """Six numbers for each image, float32 N×1 each: brightness, shifts, the hole's starts, the chance.
+
+    They go to the device together, and what is spelt out of them is so there: one copy, nobody waits.
+    """
+    drawn = [torch.rand(count, 1, 1, 1, generator=random).view(-1, 1) - 0.5]
+    for side in (height, width):
+        most = max(1, side // 8)
+        drawn.append(torch.randint(-most, most + 1, (count, 1), generator=random))
+    for side in (height, width):
+        drawn.append(torch.randint(-(side // 4), side - side // 4, (count, 1), generator=random))
+    drawn.append(torch.rand(count, 1, 1, 1, generator=random).view(-1, 1))
+    return to_device(torch.cat(drawn, 1), device).split(1, 1)
 
 
-def _span(count: int, side: int, random: torch.Generator) -> Tensor:
-    """A stretch of half of a side, at a random place that may lie half outside. bool N×side."""
-    start = torch.randint(-(side // 4), side - side // 4, (count, 1), generator=random)
-    places = torch.arange(side)
+def _shifted(side: int, offsets: Tensor) -> Tensor:
+    """Indices along a side, moved by N×1 offsets; the edge is repeated. int64 N×side."""
+    return (torch.arange(side, device=offsets.device) + offsets.long()).clamp(0, side - 1)
+
+
+def _span(side: int, start: Tensor) -> Tensor:
+    """A stretch of half of a side from N×1 starts on, which may lie half outside. bool N×side."""
+    places = torch.arange(side, device=start.device)
     return (places >= start) & (places < start + side // 2)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stages.errors import WinnowError
-from stages.learning.machine.devices import computes_in_bf16
+from stages.learning.machine.devices import computes_in_bf16, to_device
 from stages.synthesis.gan.diff_augment import diff_augment
 from stages.synthesis.gan.networks import Discriminator, Generator
 
@@ -128,7 +128,8 @@ class Trainer:
         `real` holds N×C×H×W on the scale from -1 to 1, `labels` int64 N, in groups of one class.
         """
         number = self.steps + 1
-        latents = torch.randn(len(labels), self.config.latent_dim, generator=self.random).to(self.device)
+        latents = torch.randn(len(labels), self.config.latent_dim, generator=self.random)
+        latents = to_device(latents, self.device)
         with self._autocast():
             fake = self.generator(latents, labels).float()
         real_values = self._update_discriminator(real, fake.detach(), labels, number)

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from stages.checkpoints import Checkpoints
 from stages.errors import WinnowError
-from stages.learning.machine.devices import choose_device
+from stages.learning.machine.devices import choose_device, to_device
 from stages.learning.machine.memory import is_out_of_memory
 from stages.learning.names import Device
 from stages.synthesis.gan.networks import MAX_CHANNELS, MAX_SIZE, MIN_SIZE, SIZE_STEP, Generator, supports
@@ -251,7 +251,7 @@ class _Run:
         """One step, with a smaller batch where memory is too small for it."""
         while True:
             try:
-                index = self.trainer.draw(members).to(pixels.device)
+                index = to_device(self.trainer.draw(members), pixels.device)
                 self.trainer.step(pixels[index], labels[index])
                 return
             except (MemoryError, RuntimeError) as error:
