@@ -65,6 +65,7 @@ REVIEWS = Path("data/reviews.csv")
 FROZEN_SPLITS = Path("data/splits.csv")
 OUTPUTS = (INGESTED, TRUTH, NOISE, CURATED, AUGMENTED, SYNTHETIC, MODELS, REPORTS)
 _COPIES = ("augment", "random")  # methods that make copies of one image
+_GATHERED = 4096  # images that are picked out of a file at once
 _DISK = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -233,11 +234,21 @@ def split_view(base: Dataset, split: Split, ledger: pd.DataFrame | None = None) 
     ledger : without one, splits, labels and weights are as ingested. With one the splits are its
         own: an unlabelled sample that a reviewer gave a label is in `train`. Weights multiply.
     """
+    table = _split_table(base, split, ledger)
+    return _view(base, table, np.asarray(base.images[table["row"].to_numpy()]))
+
+
+def _split_table(base: Dataset, split: Split, ledger: pd.DataFrame | None) -> pd.DataFrame:
+    """Rows of `split_view`, without their pixels."""
     table = base.samples if ledger is None else _decided(base.samples, ledger)
-    table = table[(table["split"] == split).to_numpy(bool) & table["label"].notna().to_numpy()]
+    return table[(table["split"] == split).to_numpy(bool) & table["label"].notna().to_numpy()]
+
+
+def _view(base: Dataset, table: pd.DataFrame, images: NDArray[np.uint8]) -> View:
+    """Images, with what `table` says of each."""
     second = second_classes(base.samples)
     return View(
-        images=np.asarray(base.images[table["row"].to_numpy()]),
+        images=images,
         labels=label_indices(table["label"], base.classes),
         weights=table["weight"].to_numpy(np.float32),
         sample_ids=table["sample_id"].to_numpy(object),
@@ -263,33 +274,37 @@ def training_view(base: Dataset, ledger: pd.DataFrame | None = None, deltas: Seq
     A sample's weight is the product of what source and ledger say, a made one's is its delta's;
     class weighting comes on top, in the training loop.
     """
-    views = [split_view(base, "train", ledger)]
-    second = second_classes(base.samples)
+    if any(delta.classes != base.classes for delta in deltas):
+        raise ValueError("a delta was made for other classes than the base has")
+    if not any(len(delta.images) for delta in deltas):
+        return split_view(base, "train", ledger)
+    table = _split_table(base, "train", ledger)
+    images = _together(base.images, table["row"].to_numpy(), [delta.images for delta in deltas])
+    views = [_view(base, table, images[: len(table)])]
     for delta in deltas:
-        if delta.classes != base.classes:
-            raise ValueError("a delta was made for other classes than the base has")
-        views.append(
-            View(
-                images=np.asarray(delta.images),
-                labels=label_indices(delta.samples["label"], base.classes),
-                weights=delta.samples["weight"].to_numpy(np.float32),
-                sample_ids=delta.samples["sample_id"].to_numpy(object),
-                classes=base.classes,
-                second_labels=_second_labels(_with_parents_second(delta.samples, base.samples), second),
-                second_classes=second,
-            )
-        )
-    return View(
-        images=np.concatenate([view.images for view in views]),
+        views.append(_view(base, _with_parents_second(delta.samples, base.samples), delta.images))
+    return replace(
+        views[0],
+        images=images,
         labels=np.concatenate([view.labels for view in views]),
         weights=np.concatenate([view.weights for view in views]),
         sample_ids=np.concatenate([view.sample_ids for view in views]),
-        classes=base.classes,
         second_labels=np.concatenate([view.second_labels for view in views if view.second_labels is not None])
-        if second
+        if views[0].second_classes
         else None,
-        second_classes=second,
     )
+
+
+def _together(
+    images: NDArray[np.uint8], rows: NDArray[np.int64], deltas: Sequence[NDArray[np.uint8]]
+) -> NDArray[np.uint8]:
+    """Some rows of the base's images with those of deltas behind them, each copied once."""
+    together = np.empty((len(rows) + sum(map(len, deltas)), *images.shape[1:]), np.uint8)
+    for start in range(0, len(rows), _GATHERED):
+        part = rows[start : start + _GATHERED]
+        together[start : start + len(part)] = images[part]
+    np.concatenate(deltas, out=together[len(rows) :])
+    return together
 
 
 def _with_parents_second(made: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
@@ -306,9 +321,11 @@ def _with_parents_second(made: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFr
 
 def split_hash(base: Dataset, split: Split, ledger: pd.DataFrame | None = None) -> str:
     """16 hex that name a split's samples and labels: models are compared only on equal ones."""
-    view = split_view(base, split, ledger)
-    names = np.asarray(view.classes, dtype=object)[view.labels]
-    rows = sorted(f"{sample_id} {name}" for sample_id, name in zip(view.sample_ids, names, strict=True))
+    table = _split_table(base, split, ledger)
+    label_indices(table["label"], base.classes)  # refuses unknown names
+    rows = sorted(
+        f"{sample_id} {name}" for sample_id, name in zip(table["sample_id"], table["label"], strict=True)
+    )
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
 
 
