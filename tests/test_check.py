@@ -347,7 +347,8 @@ def test_weights_to_judge_by_that_can_work(catalogue: Path, make_params: Make) -
         (
             {"detect_noise.models": ["small_cnn", "vit"]},
             "detect_noise.models = 'vit'",
-            "known are mlp, small_cnn, resnet9, resnet20, resnet32, airbench94, lstm, gru, any classifier of torchvision",
+            "known are mlp, small_cnn, resnet9, resnet20, resnet32, airbench94, lstm, gru, any classifier of "
+            "torchvision",
         ),
     ],
 )

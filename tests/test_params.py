@@ -123,6 +123,9 @@ def test_what_does_not_go_together_is_named(make_params: Callable[..., Params]) 
             make_params({"finetune.coral": 1.0, **changes})
     with pytest.raises(WinnowError, match=r"train: devices = 33 share each batch, and batch_size = 32"):
         make_params({"train.devices": 33})
+    with pytest.raises(WinnowError, match=r"train: alternate_flips says how .* set flip to true"):
+        make_params({"train.alternate_flips": True})
+    make_params({"train.alternate_flips": True, "train.flip": True, "augment.preset": "photos"})
     for key in ("train.shift", "train.cutout", "detect_noise.shift"):
         with pytest.raises(WinnowError, match=rf"{key} = 16 leaves nothing of images of ingest.image_size"):
             make_params({key: 16})
