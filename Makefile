@@ -19,7 +19,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 MLFLOW_PORT ?= 5000
 PREFECT_PORT ?= 4200
 
-.PHONY: help install demo flow ui review lint test test-slow bench clean
+.PHONY: help install demo flow ui review lint test test-slow bench bench-gpu clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -52,7 +52,7 @@ lint: install ## ruff (lint and format) and mypy
 	mypy
 
 test: lint ## ruff, mypy and the tests, slow ones left out
-	python -m pytest -m 'not slow'
+	python -m pytest -n auto --maxprocesses 8 -m 'not slow'
 
 test-slow: install ## The tests that take minutes
 	python -m pytest -m slow
@@ -69,6 +69,17 @@ bench: install ## The measurements of benchmarks/
 	python -m benchmarks.gan_speed
 	python -m benchmarks.gan_quality
 	python -m benchmarks.demo_seeds
+
+bench-gpu: install ## Those of benchmarks/gpu, an hour in all; PEER=path of cifar10-airbench's legacy/airbench94.py
+	python -m benchmarks.gpu.training_loop --peer $(PEER)
+	python -m benchmarks.gpu.loader --peer $(PEER)
+	python -m benchmarks.gpu.resnet18
+	python -m benchmarks.gpu.noisy_labels --labels aggregate
+	python -m benchmarks.gpu.noisy_labels --labels random1
+	python -m benchmarks.gpu.noisy_labels --labels worst
+	python -m benchmarks.gpu.long_tail
+	python -m benchmarks.gpu.gan
+	python -m benchmarks.gpu.growth
 
 clean: ## Remove what the stages wrote (DVC's cache and MLflow's records stay)
 	rm -rf models reports data/ingested data/noise data/curated data/augmented data/synthetic data/truth.parquet

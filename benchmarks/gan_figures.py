@@ -1,4 +1,4 @@
-"""Generated images in figures: KID, density, coverage, and how many a classifier recognises."""
+"""Generated images in figures: FID, KID, density, coverage, and how many a classifier recognises."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from stages.synthesis.gate.quality import density_coverage, kernel_distance
 from stages.synthesis.judge import Judge
 
 MEASURES = ("kid", "density", "coverage", "recognised")
+POOLED = ("fid", "kid", "density", "coverage")
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -38,6 +39,11 @@ class Space:
     def figures(self, images: Images, labels: Labels) -> Figures:
         """`MEASURES` of images uint8 N×H×W×C with labels int64 N; means over the judge's models."""
         return self._compare(self._embed(images), self._predicted(images), labels)
+
+    def pooled(self, images: Images) -> dict[str, float]:
+        """`POOLED` of images of all classes together; means over the judge's models."""
+        found = [pooled_figures(*pair) for pair in zip(self._real, self._embed(images), strict=True)]
+        return {name: float(np.mean([figures[name] for figures in found])) for name in POOLED}
 
     def nearest_other_class(self, images: Images, labels: Labels) -> Figures:
         """The same of real images of another class in the place of each class: the nearest by KID."""
@@ -79,3 +85,41 @@ def mean_images(train: View) -> Images:
     """The mean image of each class, uint8 K×H×W×C."""
     means = [train.images[train.labels == label].mean(0) for label in range(len(train.classes))]
     return np.stack(means).round().astype(np.uint8)
+
+
+def pooled_figures(real: Features, made: Features) -> dict[str, float]:
+    """`POOLED` of made images by features of N real and M made ones, N×D and M×D.
+
+    KID is of all pairs at once, not of subsets: its kernel adds 1 to an inner product, so features should be
+    about 1 in size, as Inception's are.
+    """
+    import torch
+    from torchmetrics.image.kid import poly_mmd
+
+    ours, theirs = (torch.from_numpy(features.astype(np.float64)) for features in (made, real))
+    density, coverage = density_coverage(real, made)
+    return {
+        "fid": frechet_distance(real, made),
+        "kid": float(poly_mmd(ours, theirs)),
+        "density": density,
+        "coverage": coverage,
+    }
+
+
+def frechet_distance(real: Features, made: Features) -> float:
+    """The Fréchet distance of two Gaussians with the means and covariances of the features: 0 where equal.
+
+    FID (Heusel et al., arXiv 1706.08500, equation 6) where the features are those of Inception. It goes
+    with the square of the features' scale and falls with the number of images: compare only equal numbers.
+
+    Parameters
+    ----------
+    real, made : N×D and M×D, with two rows at least
+    """
+    first, second = (np.cov(features.astype(np.float64), rowvar=False) for features in (real, made))
+    values, vectors = np.linalg.eigh(first)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    # The eigenvalues of the product of both, from a symmetric matrix: real, whatever is rounded.
+    shared = np.sqrt(np.linalg.eigvalsh(root @ second @ root).clip(0)).sum()
+    apart = np.square(real.mean(0, dtype=np.float64) - made.mean(0, dtype=np.float64)).sum()
+    return float(apart + np.trace(first) + np.trace(second) - 2 * shared)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from stages.learning.machine.devices import choose_device
+from stages.learning.machine.devices import choose_device, to_device
 from stages.runtime import clean_exit
 from stages.synthesis.gan.trainer import Trainer
 from stages.synthesis.gan.training import GANConfig
@@ -113,7 +113,7 @@ def fast_step(
     on_device = torch.from_numpy(labels).to(device)
 
     def step() -> None:
-        index = trainer.draw(members).to(device)
+        index = to_device(trainer.draw(members), device)
         trainer.step(pixels[index], on_device[index])
 
     return step

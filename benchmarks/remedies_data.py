@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +13,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from benchmarks.cifar_images import long_tail, read_cifar10
+from benchmarks.measuring import ROOT
 from benchmarks.planting import kept
 from stages.dataset import View
 from stages.errors import WinnowError
+from stages.params import PARAMS_FILE, load_params
 
 if TYPE_CHECKING:
     from stages.learning.names import Device
 
-LABELS = ("aggregate", "worst")  # CIFAR-10N: 9 % and 40 % of the labels are wrong
-TASKS = (*LABELS, "long_tail")
+LABELS = ("aggregate", "random1", "worst")  # CIFAR-10N: 9 %, 17 % and 40 % of the labels are wrong
+TASKS = ("aggregate", "worst", "long_tail")
 _DEVELOPMENT = 500  # images a class of the training set, that settings are chosen by
 _BATCH, _RATE = 128, 0.005  # of the cross-validation
 
@@ -41,18 +43,20 @@ class Task:
     test: View
 
 
-def read_task(data: Path, name: str, *, images: int, seed: int, development: bool = False) -> Task:
+def read_task(data: Path, name: str, *, images: int | None, seed: int, development: bool = False) -> Task:
     """The task of a seed, which says what images there are and, in the long tail, which class is how rare.
 
     Parameters
     ----------
     data : the folder with cifar10.tar.gz and cifar10n_labels.csv.gz
-    name : one of `TASKS`
+    name : one of `TASKS`, or another of `LABELS`
     images : training images, as many of each class; of the long tail, of which 100:1 remain, ten times
-        those of the largest class
+        those of the largest class. None: all that there are beside the development images
     development : score on other images of the training set: settings are chosen there
     """
     archive = read_cifar10(data / "cifar10.tar.gz")
+    if images is None:
+        images = max(0, len(archive.labels) - len(archive.classes) * _DEVELOPMENT * development)
     if name == "long_tail":
         # a tenth is kept for validation by the tail's own maker
         largest = min(images // 4, 4500 - 200 * development)
@@ -75,9 +79,9 @@ def read_task(data: Path, name: str, *, images: int, seed: int, development: boo
     if not development:
         test = (archive.test_images, archive.test_labels)
     return Task(
-        _view(archive.images[train], given[train], archive.classes),
+        view_of(archive.images[train], given[train], archive.classes),
         archive.labels[train],
-        _view(*test, archive.classes),
+        view_of(*test, archive.classes),
     )
 
 
@@ -88,25 +92,33 @@ def _labels_by_people(table: Path, name: str, classes: list[str]) -> NDArray[np.
     return np.array([classes.index(row[name]) for row in rows], np.int64)
 
 
-def _view(images: NDArray[np.uint8], labels: NDArray[np.int64], classes: list[str]) -> View:
+def view_of(images: NDArray[np.uint8], labels: NDArray[np.int64], classes: list[str]) -> View:
+    """Arrays as a view; samples are named by their place in it, as 16 hex."""
     names = np.array([f"{row:016x}" for row in range(len(labels))], dtype=object)
     return View(images, labels, np.ones(len(labels), np.float32), names, classes)
 
 
 @dataclass(frozen=True)
 class Suspicion:
-    """What the noise stage says of a task's labels.
+    """What the noise stage says of a view's labels.
 
     Attributes
     ----------
-    curated : the training view as the default policies leave it
+    flagged : bool, N; the labels that are called wrong
+    actions : how many samples the policies `keep`, `relabel`, `drop`, …
+    curated : the view as the default policies leave it
     transition : float64, K×K, rows the likely true class; NaN where nothing is known of a class
-    wrong_share : of the labels, as many as were flagged
     """
 
+    flagged: NDArray[np.bool_]
+    actions: dict[str, int]
     curated: View
     transition: NDArray[np.float64]
-    wrong_share: float
+
+    @property
+    def wrong_share(self) -> float:
+        """Of the labels, as many as were flagged: 0 to 1."""
+        return float(self.flagged.mean())
 
 
 def suspect(task: Task, epochs: int, *, model: str, seed: int, device: Device) -> Suspicion:
@@ -114,13 +126,6 @@ def suspect(task: Task, epochs: int, *, model: str, seed: int, device: Device) -
 
     Kept once it is there: several remedies start from it.
     """
-    from stages.curate import read_policy
-    from stages.dataset import SAMPLE_COLUMNS
-    from stages.noise.issues import find_issues
-    from stages.noise.ledger import build_ledger
-    from stages.params import load_params
-    from stages.reporting.noise_figures import estimated_transition
-
     view = task.train
 
     def make() -> dict[str, NDArray[Any]]:
@@ -129,45 +134,79 @@ def suspect(task: Task, epochs: int, *, model: str, seed: int, device: Device) -
 
         ensemble = Ensemble((model,), 3, 1, epochs, _BATCH, _RATE, shift=2, flip=True)
         found = cross_validate(view, view.images[:0], ensemble, seed=seed, device=device)
-        return {"probs": found.train_probs, "embeddings": found.train_embeddings}
+        return {"probs": found.train_probs}
 
     inputs = {"labels": view.labels, "images": view.images, "epochs": epochs, "model": model, "seed": seed}
-    answers = kept("remedies", inputs, make)
-    names = np.asarray(view.classes, dtype=object)[view.labels]
-    samples = pd.DataFrame(
+    return curate(view, kept("remedies", inputs, make)["probs"], seed=seed)
+
+
+def curate(
+    view: View,
+    probs: NDArray[np.float32],
+    *,
+    seed: int,
+    judged: NDArray[np.bool_] | None = None,
+    agreement: NDArray[np.float32] | None = None,
+) -> Suspicion:
+    """The default rule on out-of-sample probabilities, and what the default policies make of it.
+
+    Neighbours and pixels are not looked at, which takes cleanlab and cleanvision: the default policies keep
+    all that these find, so that the same samples stay with the same labels.
+
+    Parameters
+    ----------
+    probs : float32, N×K
+    judged, agreement : see `stages.noise.issues.find_issues`
+    """
+    from stages.curate import read_policy
+    from stages.noise.issues import find_issues
+    from stages.noise.ledger import build_ledger
+    from stages.reporting.noise_figures import estimated_transition
+
+    params = load_params(ROOT / PARAMS_FILE)
+    samples = _samples(view)
+    alike = np.zeros((len(view), 1), np.float32)  # embeddings that say nothing: no check asks for neighbours
+    findings = find_issues(
+        samples,
+        probs,
+        alike,
+        view.classes,
+        rule=params.detect_noise.rule,
+        neighbors=1,
+        judged=judged,
+        agreement=agreement,
+        seed=seed,
+    )
+    policy = read_policy(params.curate)
+    ledger, _ = build_ledger(samples, findings.issues, policy, _no_reviews(), _no_conflicts())
+    stays = (ledger["action"] != "drop").to_numpy()
+    labels = np.array([view.classes.index(name) for name in ledger["label"]], np.int64)
+    weights = view.weights * ledger["weight"].to_numpy(np.float32)
+    return Suspicion(
+        findings.issues["is_label_issue"].to_numpy(bool),
+        {str(name): int(count) for name, count in ledger["action"].value_counts().items()},
+        replace(view, labels=labels, weights=weights).take(stays),
+        estimated_transition(findings.issues, view.classes),
+    )
+
+
+def _samples(view: View) -> pd.DataFrame:
+    """The table of a base that were this training split alone."""
+    from stages.dataset import SAMPLE_COLUMNS
+
+    return pd.DataFrame(
         {
             "sample_id": view.sample_ids,
             "row": np.arange(len(view)),
             "split": "train",
-            "label": names,
+            "label": np.asarray(view.classes, dtype=object)[view.labels],
             "source": view.sample_ids,
-            "width": 32,
-            "height": 32,
+            "width": view.images.shape[2],
+            "height": view.images.shape[1],
             "group": view.sample_ids,
-            "weight": 1.0,
+            "weight": view.weights,
         }
     )[SAMPLE_COLUMNS]
-    findings = find_issues(
-        samples, answers["probs"], answers["embeddings"], view.classes, rule="auto", neighbors=10, seed=seed
-    )
-    params = load_params(Path(__file__).resolve().parent.parent / "params.yaml")
-    ledger, _ = build_ledger(
-        samples, findings.issues, read_policy(params.curate), _no_reviews(), _no_conflicts()
-    )
-    stays = (ledger["action"] != "drop").to_numpy()
-    labels = np.array([view.classes.index(name) for name in ledger["label"]], np.int64)
-    curated = View(
-        view.images[stays],
-        labels[stays],
-        ledger["weight"].to_numpy(np.float32)[stays],
-        view.sample_ids[stays],
-        view.classes,
-    )
-    return Suspicion(
-        curated,
-        estimated_transition(findings.issues, view.classes),
-        float(findings.issues["is_label_issue"].mean()),
-    )
 
 
 def _no_reviews() -> pd.DataFrame:
