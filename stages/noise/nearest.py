@@ -11,6 +11,7 @@ from stages.errors import WinnowError
 # From here on every sample is compared with its part of the data only: all pairs would take hours.
 EXACT_UP_TO = 50_000
 _CELL = 2_000  # samples of a cell, on average
+_BLOCK = 4096  # rows
 _PROBES = 8  # nearest cells that are searched, its own among them
 
 
@@ -57,7 +58,9 @@ def unit_vectors(embeddings: NDArray[np.floating]) -> NDArray[np.float64]:
     if not np.isfinite(embeddings).all():
         raise WinnowError("embeddings hold NaN or infinity: the model diverged; lower its learning rate")
     vectors = embeddings.astype(np.float64)
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    for start in range(0, len(vectors), _BLOCK):  # the norm squares a copy of what it is given
+        block = vectors[start : start + _BLOCK]
+        block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), np.finfo(np.float64).tiny)
     return vectors
 
 
