@@ -31,7 +31,8 @@ BASE = Recipe(
 
 @dataclass(frozen=True)
 class Case:
-    """Keys of the recipe, whether unlabelled images are there, and whether in float64 (without validation).
+    """Keys of the recipe, whether unlabelled images are there, whether in float64 (without validation), and
+    the network.
 
     In float32 rounding alone parts two trainings: a pixel that is just under a kink in one is above it in
     the other. In float64 only what is done otherwise does.
@@ -40,6 +41,7 @@ class Case:
     changes: dict = field(default_factory=dict)
     unlabeled: bool = False
     exact: bool = True
+    network: str = "small_cnn"
 
 
 CASES = {
@@ -49,6 +51,9 @@ CASES = {
     "co_teaching": Case({"loss": "co_teaching", "learning_rate": 3e-4}, exact=False),
     "early_learning": Case({"loss": "early_learning", "cutmix": 1.0, "average": 0.9}),
     "coral": Case({"coral": 1.0, "mixup": 0.0, "batch_size": 33}, unlabeled=True),
+    "airbench94": Case(
+        {"lookahead": 2, "norm_bias_factor": 4.0, "alternate_flips": True, "epochs": 4}, network="airbench94"
+    ),
     "frozen": Case({"frozen_stages": 1, "l1": 1e-4, "class_weighting": "balanced", "deferred": 0.5}),
 }
 
@@ -74,7 +79,7 @@ def crash(row: dict[str, float]) -> None:
 def train(name: str, keep_in: Path | None = None) -> Fit:
     """One of `CASES`, with all processes that were joined."""
     case = CASES[name]
-    model = build_model(ModelSpec("small_cnn", ["a", "b", "c"], (16, 16, 1), [0.3], [0.3]), seed=0)
+    model = build_model(ModelSpec(case.network, ["a", "b", "c"], (16, 16, 1), [0.3], [0.3]), seed=0)
     if case.exact:
         model.double()
         normalise = model.normalise

@@ -187,9 +187,9 @@ def _share_batch_norm(network: nn.Module) -> list[tuple[nn.Module, str, nn.Modul
             shared = kind(
                 layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
             )
-            for tensors in (layer._parameters, layer._buffers):
-                for key, tensor in tensors.items():
-                    setattr(shared, key, tensor)  # the same tensors, not copies
+            shared._parameters.clear()  # some are buffers in layers of our own
+            shared._parameters.update(layer._parameters)  # the same tensors, not copies
+            shared._buffers.update(layer._buffers)
             setattr(parent, name, shared.train(layer.training))
             replaced.append((parent, name, layer))
     return replaced

@@ -58,9 +58,9 @@ class Airbench94(nn.Module):
         """Take the whitening from normalised training images N×C×H×W; only the first call does anything."""
         self.whitening.fit(pixels)
 
-    def advance(self, share: float) -> None:
-        """Told before each epoch which share of the training is done."""
-        self.whitening.bias.requires_grad_(share < _BIAS_LEARNS)
+    def finished(self, share: float) -> list[nn.Parameter]:
+        """What has learnt enough when so much of the training is done."""
+        return [] if share < _BIAS_LEARNS else [self.whitening.bias]
 
 
 class Whitening(nn.Module):

@@ -89,6 +89,7 @@ class Trainer:
         self._losses = torch.zeros(recipe.steps_per_epoch, device=device)
         self._rates: list[float] = []
         self.notes: list[str] = []
+        self._finished: list[nn.Parameter] = []
         self._set_modes()
 
     @property
@@ -113,6 +114,7 @@ class Trainer:
     def choose_networks(self) -> None:
         """Compile the networks where a probe says that it pays; see `probe.choose_network`."""
         self._set_modes()
+        self._finish()
         for number, network in enumerate(self.networks):
             self.networks[number], note = choose_network(
                 network,
@@ -131,8 +133,11 @@ class Trainer:
             self._losses.zero_()
             self._rates = []
             self._set_modes()  # validation has set them otherwise
+            self._finish()
         self._rates.append(self.optimisation.rate)
         self._backward(self.feed.next())
+        for parameter in self._finished:
+            parameter.grad = None
         self.optimisation.apply()
         self.position += 1
         for slow in self._slow:
@@ -231,6 +236,16 @@ class Trainer:
             f"{self.parts} parts, with statistics for batch normalisation of their own"
         )
 
+    def _finish(self) -> None:
+        """Leave alone in this epoch what a network says has learnt enough."""
+        each = [getattr(model.backbone, "finished", None) for model in self.models]
+        done = self.epoch / self.recipe.epochs
+        self._finished = [own for say in each if say is not None for own in say(done)]
+        # Several processes were told at the start which gradients there will be.
+        if self._here.size == 1:
+            for parameter in self._finished:
+                parameter.requires_grad_(False)
+
     def _initialise_from(self, images: NDArray[np.uint8]) -> None:
         """Show images to networks that take more than chance from them before they learn."""
         for model in self.models:
@@ -243,11 +258,6 @@ class Trainer:
         """To training, but for what is frozen: that keeps its batch statistics too."""
         for model in self.models:
             model.train()
-            advance = getattr(model.backbone, "advance", None)
-            frozen = self.recipe.backbone_lr_factor == 0 or self.recipe.frozen_stages
-            # Several processes are told at the start which gradients there will be.
-            if advance is not None and not frozen and self._here.size == 1:
-                advance(self.steps / self._total)
             if self.recipe.backbone_lr_factor == 0:
                 model.backbone.eval()
             elif self.recipe.frozen_stages:

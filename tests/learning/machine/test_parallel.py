@@ -11,6 +11,7 @@ from torch import nn
 from stages.errors import ProcessGoneError, WinnowError
 from stages.learning.machine import parallel
 from stages.learning.machine.parallel import SharedBatchNorm, World, joined, world
+from stages.learning.networks.airbench import BiasedBatchNorm
 
 
 def run(folder: Path, *names: str, **variables: str) -> list[tuple[int, str]]:
@@ -117,6 +118,18 @@ def test_batch_norm_is_put_back_with_what_it_learnt():
     assert network[1][0] is before
     assert before.num_batches_tracked == 1
     assert before.running_mean.abs().sum() > 0
+
+
+@pytest.mark.usefixtures("group")
+def test_a_scale_that_does_not_learn_is_shared_as_it_is():
+    network = nn.Sequential(BiasedBatchNorm(3))
+    own, learning = network[0], [name for name, _ in network.named_parameters()]
+    with World(0, 2).together(network):
+        assert isinstance(network[0], SharedBatchNorm)
+        assert [name for name, _ in network.named_parameters()] == learning == ["0.bias"]
+        assert network[0].weight is own.weight
+        assert network[0].bias is own.bias
+    assert network[0] is own
 
 
 def test_more_processes_than_gpus_and_mps_are_users_mistakes(monkeypatch):

@@ -67,11 +67,10 @@ def test_neither_whitening_nor_scales_of_normalisation_learn():
 
 def test_the_bias_of_the_whitening_stops_learning():
     network = Airbench94(3, Layers())
-    learns = []
-    for share in (0.0, 0.29, 0.3, 0.9):
-        network.advance(share)
-        learns.append(network.whitening.bias.requires_grad)
-    assert learns == [True, True, False, False]
+    assert network.finished(0.0) == network.finished(0.29) == []
+    for share in (0.3, 0.9):
+        (finished,) = network.finished(share)
+        assert finished is network.whitening.bias
 
 
 def test_its_logits_have_no_bias():
