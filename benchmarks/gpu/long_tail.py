@@ -286,7 +286,7 @@ def report(rows: Sequence[Row], settings: Settings) -> str:
         if own:
             lines.append(_line(arm, str(len(own)), *_cells(own)))
     lines += ["", f"the field, ResNet-32 ({_SOURCE})."]
-    lines += ["Its images are CIFAR-10's own; ours went through JPEG, which costs a little accuracy."]
+    lines += ["Its images are CIFAR-10's own; JPEG took points off ours, see docs/benchmarks.md."]
     lines += [f"{name:32}{figure:5.1f}" for name, figure in _FIELD.items()]
     return "\n".join(lines)
 

@@ -187,7 +187,7 @@ def report(rows: Sequence[Row], settings: Settings) -> str:
 def _field() -> list[str]:
     """The comparison figures, as a table."""
     lines = [f"the field, {', '.join(LABELS)}, ResNet-34 (as {_SOURCE}, quotes it)."]
-    lines += ["Its images are CIFAR-10's own; ours went through JPEG, which costs a little accuracy."]
+    lines += ["Its images are CIFAR-10's own; JPEG took points off ours, see docs/benchmarks.md."]
     for name, figures in _FIELD.items():
         lines.append(f"{name:16}" + "".join(f"{figure:8.1f}" for figure in figures))
     return lines

@@ -93,7 +93,7 @@ class Whitening(nn.Module):
             return
         count, channels, height, width = pixels.shape
         wanted = max(1, min(count, _PATCHES_OF // (height * width)))
-        some = pixels[:: count // wanted][:wanted].float()
+        some = pixels[:: count // wanted][:wanted]
         patches = functional.unfold(some, _PATCH).transpose(1, 2).flatten(0, 1)  # each channel by channel
         variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
         scaled = (directions / (variances + _LEAST_VARIANCE).sqrt()).T.flip(0)
