@@ -101,13 +101,14 @@ def test_images_are_of_all_classes_in_equal_shares(tiny: list[str]):
 def test_the_reference_learns_from_files_in_the_same_network(files: Files):
     network = model()
     start = [weight.detach().clone() for weight in network.parameters()]
-    loader = make_loader(files, 10, 0, CPU)
+    # All images in one batch: the loss of a few at the script's high rate rises as often as it falls.
+    loader = make_loader(files, 30, 0, CPU)
     loop = ReferenceLoop(network, loader, CPU, amp=False)
     assert loop() == 30
     first = loop.loss
-    for _ in range(4):
+    for _ in range(9):
         loop()
-    assert loop.loss < first
+    assert loop.loss < first / 2
     changed = [not torch.equal(*pair) for pair in zip(start, network.parameters(), strict=True)]
     assert all(changed)
 
