@@ -31,13 +31,8 @@ from stages.synthesis.gate.copies import (
     shape,
     spectrum,
 )
-from stages.synthesis.gate.quality import (
-    FEWEST,
-    density_coverage,
-    effective_number,
-    expected_coverage,
-    kernel_distance,
-)
+from stages.synthesis.gate.quality import FEWEST, effective_number
+from stages.synthesis.gate.spaces import SOUND, Spaces
 
 if TYPE_CHECKING:
     from stages.synthesis.judge import Judge
@@ -53,8 +48,6 @@ _STRAY_QUANTILE, _STRAY_FACTOR = 0.9, 1.5
 _REPEAT = 0.5  # of the distance under which an image is a copy of a real one
 _COPIES = (2.0, 0.2)  # times the share among held-out real images, and this share besides
 _FLAT_OUT = 3.0  # a measure missed by this factor is no close thing
-_SOUND = 3.0  # standard errors that must lie between a class and what it is told from
-_SPLITS = 8  # of the real images into halves
 _MOST = 200  # images whose diversity is computed: the work grows with the cube
 
 
@@ -145,14 +138,11 @@ class Gate:
         self.real, self.config, self._judge, self._seed = real, config, judge, seed
         self._groups = np.arange(len(real)) if groups is None else np.unique(groups, return_inverse=True)[1]
         self._probabilities = judge.held_out()
-        self._embedded = [judge.embed(real.images, k) for k in range(len(judge.models))]
-        # KID's kernel is cubic: features have to be about 1 in size.
-        self._scales = [float(np.sqrt((one**2).mean())) or 1.0 for one in self._embedded]
+        self._spaces = Spaces(real, judge, max_kid=config.max_kid, seed=seed)
         others = np.concatenate([real.images[:0], *(held_out or {}).values()])
         self._held_out = [form(others) for form in _FORMS]
         self._likeness = Likeness(np.concatenate([real.images, others]))
         self._is_train = np.arange(len(real) + len(others)) < len(real)
-        self._kid_of_real: dict[tuple[int, int], tuple[float, float] | None] = {}
 
     def judge(self, candidates: NDArray[np.uint8], label: int) -> Verdict:
         """Judge candidates for one class.
@@ -209,13 +199,7 @@ class Gate:
         Where not, an image that shows another class would pass, and making any is not worth while.
         """
         own = np.flatnonzero(self.real.labels == label)
-        if self._recognised(own, label) is not None:
-            return True
-        folds = [(k, own[self._judge.fold[own] == k]) for k in range(len(self._embedded))]
-        return any(
-            len(rows) >= FEWEST and self._known_kid(self._embedded[k][rows], k, label) is not None
-            for k, rows in folds
-        )
+        return self._recognised(own, label) is not None or self._spaces.tell_apart(own, label)
 
     def _needed(self, own: NDArray[np.int64], label: int) -> float:
         """Probability of its label that a candidate needs: no more than most held-out real images have."""
@@ -244,7 +228,7 @@ class Gate:
         rival = max(others, key=lambda k: shares[k])
         real, other = float(shares[label]), float(shares[rival])
         error = math.sqrt(real * (1 - real) / len(own) + other * (1 - other) / counts[rival])
-        return (real, other) if real - other > _SOUND * error else None
+        return (real, other) if real - other > SOUND * error else None
 
     def _copies_of_train(
         self, made: NDArray[np.uint8], own: NDArray[np.int64]
@@ -290,8 +274,7 @@ class Gate:
     def _embedded_far(self, embedded: list[NDArray[np.float32]], own: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Farther from the class's real images than these from one another, to any of the models."""
         far = np.zeros(len(embedded[0]), bool)
-        for k, new in enumerate(embedded):
-            real = self._embedded[k][own[self._judge.fold[own] == k]]
+        for real, new in zip(self._spaces.held_out(own), embedded, strict=True):
             if len(real) >= 2:
                 far |= _far_from(new, real)
         return far
@@ -300,28 +283,12 @@ class Gate:
         self, made: list[NDArray[np.float32]], own: NDArray[np.int64], label: int
     ) -> dict[str, Measure]:
         """Density, coverage and KID, the mean over the models; what is sound of these."""
-        config, fold = self.config, self._judge.fold
-        found: dict[str, list[tuple[float, float]]] = {"density": [], "coverage": [], "kid": []}
-        for k, new in enumerate(made):
-            real = self._embedded[k][own[fold[own] == k]]
-            size = min(len(real), len(new))
-            if size < FEWEST:
-                continue
-            parts = [
-                density_coverage(real, new[at : at + size]) for at in range(0, len(new) - size + 1, size)
-            ]
-            density, coverage = (float(x) for x in np.mean(parts, axis=0))
-            found["density"].append((density, 1.0))
-            found["coverage"].append((coverage, expected_coverage(len(real), size)))
-            found["kid"] += self._kid(real, new, k, label)
+        config = self.config
         limits = {"density": config.min_density, "coverage": config.min_coverage}
-        measures = {}
-        for name, pairs in found.items():
-            if pairs:
-                value, usual = (float(x) for x in np.mean(pairs, axis=0))
-                limit = limits[name] * usual if name in limits else config.max_kid
-                measures[name] = _measure(name, value, usual, limit)
-        return measures
+        return {
+            name: _measure(name, value, usual, limits[name] * usual if name in limits else config.max_kid)
+            for name, (value, usual) in self._spaces.compare(made, own, label).items()
+        }
 
     def _diversity(self, made: NDArray[np.uint8], real: NDArray[np.uint8]) -> dict[str, Measure]:
         """Effective numbers of as many made and real images, by their spectra.
@@ -337,43 +304,6 @@ class Gate:
         scale = float(np.median(nearest_neighbours(old)[0]))
         value, usual = effective_number(new, scale), effective_number(old, scale)
         return {"diversity": _measure("diversity", value, usual, self.config.min_diversity * usual)}
-
-    def _kid(
-        self, real: NDArray[np.float32], new: NDArray[np.float32], k: int, label: int
-    ) -> list[tuple[float, float]]:
-        """KID of candidates and of held-out real images, in units of that to the nearest other class."""
-        known = self._known_kid(real, k, label)
-        if known is None:
-            return []
-        unit, usual = known
-        return [(kernel_distance(real / self._scales[k], new / self._scales[k], self._seed) / unit, usual)]
-
-    def _known_kid(self, real: NDArray[np.float32], k: int, label: int) -> tuple[float, float] | None:
-        """`_kid_unit`, computed once."""
-        if (k, label) not in self._kid_of_real:
-            self._kid_of_real[k, label] = self._kid_unit(real, k, label)
-        return self._kid_of_real[k, label]
-
-    def _kid_unit(self, real: NDArray[np.float32], k: int, label: int) -> tuple[float, float] | None:
-        """KID to the nearest other class, and in it that of real images; None where too few to tell."""
-        others = self._other_classes(k, label)
-        if not others:
-            return None
-        scale, centre = self._scales[k], real.mean(0)
-        other = min(others, key=lambda one: float(np.linalg.norm(one.mean(0) - centre)))
-        unit = kernel_distance(real / scale, other / scale, self._seed)
-        rng = np.random.default_rng(self._seed)
-        halves = [np.array_split(real[rng.permutation(len(real))], 2) for _ in range(_SPLITS)]
-        usual = [kernel_distance(one / scale, two / scale, self._seed) for one, two in halves]
-        # Halves are half as large, and the spread of an unbiased KID falls with the size.
-        if unit <= 0 or _SOUND * np.std(usual) / 2 > self.config.max_kid * unit:
-            return None
-        return unit, float(np.mean(usual)) / unit
-
-    def _other_classes(self, k: int, label: int) -> list[NDArray[np.float32]]:
-        labels = np.where(self._judge.fold == k, self.real.labels, -1)
-        parts = [self._embedded[k][labels == one] for one in range(len(self.real.classes)) if one != label]
-        return [part for part in parts if len(part) >= FEWEST]
 
 
 def _in_poses(images: NDArray[np.uint8]) -> list[list[Pixels]]:
