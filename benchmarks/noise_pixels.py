@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.measuring import ROOT, bench_data
-from stages.dataset import View, new_file, write_json
+from stages.dataset import View
 from stages.errors import WinnowError
+from stages.files import new_file, write_json
 from stages.noise.ensemble import Ensemble, inputs_digest
 from stages.noise.folds import cross_validate
 from stages.noise.labels import find_label_errors

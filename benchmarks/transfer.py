@@ -35,7 +35,8 @@ from benchmarks.long_tail_table import paired_difference
 from benchmarks.measuring import ROOT, bench_data
 from benchmarks.results import Row, read_results
 from benchmarks.transfer_data import Halves, halves, labelled
-from stages.dataset import View, new_folder
+from stages.dataset import View
+from stages.files import new_folder
 from stages.runtime import clean_exit
 
 if TYPE_CHECKING:

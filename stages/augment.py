@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from stages import dataset
 from stages.dataset import Dataset, View, derived_id
 from stages.errors import WinnowError
+from stages.files import new_folder, write_json
 from stages.params import Augment, Params
 from stages.runtime import stage
 from stages.synthesis.augmentation.copying import METHOD, augment_copies, transformed
@@ -230,13 +231,13 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     )
     table = class_table(real, delta, targets)
     summary = _summary(table, section, verdict)
-    with dataset.new_folder(REPORT) as folder:
+    with new_folder(REPORT) as folder:
         table.to_csv(folder / "counts.csv", index=False)
         verdict.table.to_csv(folder / "survival.csv", index=False)
-        dataset.write_json(folder / "summary.json", summary)
+        write_json(folder / "summary.json", summary)
         save_preview(folder / "preview.png", real, delta)
         save_transforms(folder / "transforms.png", real, section, verdict, params.seed)
-    with dataset.new_folder(dataset.AUGMENTED) as folder:
+    with new_folder(dataset.AUGMENTED) as folder:
         dataset.write_dataset(folder, delta)
     print(f"augment: {summary['augmented']} copies beside {summary['real']} real images")
     metrics = {"augmented": float(summary["augmented"]), "real": float(summary["real"])}

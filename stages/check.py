@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.dataset import REPORTS, new_folder, refuse_own_output
+from stages.dataset import REPORTS, refuse_own_output
 from stages.errors import WinnowError
+from stages.files import new_folder
 from stages.params import Params
 from stages.params.backbones import (
     MADE_HERE,

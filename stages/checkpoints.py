@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.dataset import new_file
+from stages.files import new_file
 
 Part = dict[str, NDArray[Any]]
 T = TypeVar("T")

@@ -10,22 +10,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stages.dataset import (
-    CURATED,
-    INGESTED,
-    NOISE,
-    REPORTS,
-    REVIEWS,
-    Dataset,
-    new_folder,
-    read_array,
-    read_conflicts,
-    read_dataset,
-    read_table,
-    write_json,
-    write_table,
-)
+from stages.dataset import CURATED, INGESTED, NOISE, REPORTS, REVIEWS, Dataset, read_conflicts, read_dataset
 from stages.errors import WinnowError
+from stages.files import new_folder, read_array, read_table, write_json, write_table
 from stages.issue_kinds import KINDS, PROTECTIONS
 from stages.noise.conflicts import suggest_claimed
 from stages.noise.ledger import (

@@ -7,21 +7,18 @@ training view is put together when it is read: base + ledger + any of the deltas
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from stages.errors import WinnowError
+from stages.files import existing, read_array, read_table, write_json, write_table
 
 # Ids and splits belong to the contract: they are names of this module too.
 # ruff: noqa: PLC0414
@@ -66,16 +63,6 @@ FROZEN_SPLITS = Path("data/splits.csv")
 OUTPUTS = (INGESTED, TRUTH, NOISE, CURATED, AUGMENTED, SYNTHETIC, MODELS, REPORTS)
 _COPIES = ("augment", "random")  # methods that make copies of one image
 _GATHERED = 4096  # images that are picked out of a file at once
-_DISK = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-}
 
 
 @dataclass(frozen=True)
@@ -165,24 +152,8 @@ def read_dataset(folder: Path) -> Dataset:
     """Read the base, or a delta, from its folder; the images stay on disk, memory-mapped."""
     images = read_array(folder / "images.npy", mapped=True)
     samples = read_table(folder / "samples.parquet")
-    classes = json.loads(_existing(folder / "classes.json").read_text(encoding="utf-8"))
+    classes = json.loads(existing(folder / "classes.json").read_text(encoding="utf-8"))
     return Dataset(images, samples, classes)
-
-
-def read_array(path: Path, *, mapped: bool = False) -> NDArray[Any]:
-    """Read an array that a stage wrote; nothing is ever unpickled."""
-    array: NDArray[Any] = np.load(_existing(path), mmap_mode="r" if mapped else None, allow_pickle=False)
-    return array
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """Read a Parquet table that a stage wrote."""
-    try:
-        return pd.read_parquet(_existing(path))
-    except (OSError, ValueError) as error:
-        raise WinnowError(
-            f"{path} is damaged ({str(error).splitlines()[0]}): `dvc checkout dvc.yaml` brings it back"
-        ) from error
 
 
 def read_ledger(folder: Path = CURATED) -> pd.DataFrame:
@@ -196,14 +167,6 @@ def read_conflicts(folder: Path = INGESTED) -> pd.DataFrame:
     if path.is_file():
         return read_table(path)
     return pd.DataFrame({name: pd.Series(dtype="str") for name in CONFLICT_COLUMNS})
-
-
-def _existing(path: Path) -> Path:
-    if not path.exists():
-        raise WinnowError(
-            f"{path} is not there: run `dvc repro`, or `dvc checkout dvc.yaml` for the last good run's"
-        )
-    return path
 
 
 # --- views -------------------------------------------------------------------------------------
@@ -344,66 +307,11 @@ def refuse_own_output(source: Path) -> None:
             )
 
 
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """What the disk refuses is for the user to mend: one line."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        raise WinnowError(f"{path} cannot be written: {error.strerror}") from error
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Write a folder beside, then rename: what is there is whole.
-
-    Yields the folder to write into. On success it takes the place of `path` (for a moment between
-    the two neither is there), on an error it is removed and what stood at `path` stays.
-    """
-    partial = path.with_name(path.name + ".partial")
-    with _disk_errors(path):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            yield partial
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        if path.exists():
-            shutil.rmtree(path)
-        partial.rename(path)
-
-
-@contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """Write a file beside, then rename: it is there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with _disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield partial
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
 def write_dataset(folder: Path, dataset: Dataset) -> None:
     """Write a base or a delta into `folder` (one from `new_folder`)."""
     np.save(folder / "images.npy", dataset.images, allow_pickle=False)
     write_table(folder / "samples.parquet", dataset.samples)
     write_json(folder / "classes.json", dataset.classes)
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a Parquet table without its index."""
-    table.reset_index(drop=True).to_parquet(path, index=False)
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write JSON as a person would want to read it; the same content gives the same bytes."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
 
 
 def empty_delta(base: Dataset) -> Dataset:

@@ -12,17 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stages.dataset import (
-    INGESTED,
-    NOISE,
-    REPORTS,
-    Dataset,
-    new_folder,
-    read_dataset,
-    split_view,
-    write_json,
-    write_table,
-)
+from stages.dataset import INGESTED, NOISE, REPORTS, Dataset, read_dataset, split_view
+from stages.files import new_folder, write_json, write_table
 from stages.issue_kinds import flag_column
 from stages.params import DetectNoise, Params
 from stages.runtime import stage

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import pandas as pd
 
-from stages.dataset import AUGMENTED, CURATED, INGESTED, OUTPUTS, REPORTS, SYNTHETIC, new_file
+from stages.dataset import AUGMENTED, CURATED, INGESTED, OUTPUTS, REPORTS, SYNTHETIC
 from stages.errors import WinnowError
+from stages.files import new_file
 from stages.runtime import clean_exit
 from stages.versions.version import Version, make_version, read_labels, read_ledger, read_samples
 

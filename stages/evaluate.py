@@ -24,15 +24,13 @@ from stages.dataset import (
     TRUTH,
     Dataset,
     View,
-    new_folder,
     read_dataset,
     read_ledger,
-    read_table,
     split_hash,
     split_view,
-    write_json,
 )
 from stages.errors import WinnowError
+from stages.files import new_folder, read_table, write_json
 from stages.learning.metrics import (
     Comparison,
     Probabilities,

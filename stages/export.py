@@ -7,8 +7,8 @@ import inspect
 import re
 from pathlib import Path
 
-from stages.dataset import new_file
 from stages.errors import WinnowError
+from stages.files import new_file
 from stages.runtime import clean_exit
 from stages.tracking.model import model_folder
 

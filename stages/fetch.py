@@ -45,7 +45,7 @@ def fetch(name: str, root: Path = RAW, given: Path | None = None) -> Path:
     WinnowError
         Where it can be neither downloaded nor read from `given`.
     """
-    # Not dataset.new_folder: were that module a dependency, its every change would download anew.
+    # Not files.new_folder: were that module a dependency, its every change would download anew.
     target, partial = root / name, root / f"{name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -16,19 +16,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stages.choices import model_spec, training_recipe
-from stages.dataset import (
-    INGESTED,
-    MODELS,
-    REPORTS,
-    Dataset,
-    View,
-    new_folder,
-    read_dataset,
-    read_ledger,
-    split_view,
-    write_json,
-)
+from stages.dataset import INGESTED, MODELS, REPORTS, Dataset, View, read_dataset, read_ledger, split_view
 from stages.errors import WinnowError
+from stages.files import new_folder, write_json
 from stages.learning.calibration import calibrate
 from stages.learning.ensembles import mean_history
 from stages.learning.loop import Fit, history_rows

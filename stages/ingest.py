@@ -22,19 +22,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stages.dataset import (
-    FROZEN_SPLITS,
-    INGESTED,
-    REPORTS,
-    TRUTH,
-    new_file,
-    new_folder,
-    read_table,
-    refuse_own_output,
-    write_json,
-    write_table,
-)
+from stages.dataset import FROZEN_SPLITS, INGESTED, REPORTS, TRUTH, refuse_own_output
 from stages.errors import WinnowError
+from stages.files import new_file, new_folder, read_table, write_json, write_table
 from stages.ids import number_of
 from stages.params import Ingest, Params, Simulate
 from stages.reading.found import SPLIT_CODE

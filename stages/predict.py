@@ -21,8 +21,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from stages.dataset import new_file
 from stages.errors import WinnowError
+from stages.files import new_file
 from stages.learning.names import Device, TestTime
 from stages.runtime import clean_exit
 from stages.sources.base import UnusableError

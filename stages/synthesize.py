@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from stages import dataset
 from stages.dataset import Dataset, View
 from stages.errors import WinnowError
+from stages.files import new_folder, read_array, write_json
 from stages.params import Params
 from stages.params import Synthesize as Section
 from stages.runtime import stage
@@ -93,7 +94,7 @@ def read_beside(base: Dataset, ledger: pd.DataFrame, real: View, section: Sectio
     samplers = {section.method} | ({section.fallback} if section.method == "gan" else set())
     if section.neighbors_in == "embedding" and not samplers <= set(_WITHOUT_NEIGHBOURS):
         path = dataset.NOISE / "embeddings.npy"
-        table: NDArray[np.float32] = dataset.read_array(path)
+        table: NDArray[np.float32] = read_array(path)
         if len(table) != len(base.samples):
             raise WinnowError(
                 f"{path} has {len(table)} rows, {dataset.INGESTED} {len(base.samples)} samples: they are of "
@@ -176,7 +177,7 @@ def curves(made: Synthetic) -> list[dict[str, float]]:
 
 
 def _write_report(folder: Path, real: View, made: Synthetic, section: Section) -> None:
-    dataset.write_json(folder / "quality.json", quality_record(made, section))
+    write_json(folder / "quality.json", quality_record(made, section))
     counts_table(made).to_csv(folder / "counts.csv", index=False)
     history, scores = (made.gan.history, made.gan.scores) if made.gan is not None else ([], [])
     table = pd.DataFrame(history, columns=HISTORY_COLUMNS).astype({"step": "int64"})
@@ -209,9 +210,9 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
         real, section, beside=beside, seed=params.seed, device=params.device, keep_in=CHECKPOINTS
     )
     # One in the other: neither takes its place before both are written.
-    with dataset.new_folder(REPORT) as report:
+    with new_folder(REPORT) as report:
         _write_report(report, real, made, section)
-        with dataset.new_folder(dataset.SYNTHETIC) as folder:
+        with new_folder(dataset.SYNTHETIC) as folder:
             dataset.write_dataset(folder, synthetic_delta(base, real, made, section.weight))
     shutil.rmtree(CHECKPOINTS, ignore_errors=True)
     _say(made)

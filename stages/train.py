@@ -22,15 +22,14 @@ from stages.dataset import (
     Dataset,
     View,
     label_indices,
-    new_folder,
     read_dataset,
     read_ledger,
     split_view,
     training_view,
-    write_json,
 )
 from stages.dataset import SYNTHETIC as SYNTHETIC_DELTA
 from stages.errors import WinnowError
+from stages.files import new_folder, write_json
 from stages.learning.calibration import Calibration, calibrate
 from stages.learning.ensembles import Share, fold_shares, mean_history
 from stages.learning.loop import Fit, fit

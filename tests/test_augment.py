@@ -8,6 +8,7 @@ from ruamel.yaml import YAML
 
 from stages import augment, dataset
 from stages.errors import WinnowError
+from stages.files import new_folder, write_table
 from stages.synthesis import judge
 from stages.synthesis.targets import ClassTarget, quotas
 
@@ -95,10 +96,10 @@ def test_a_policy_that_changes_the_shape_is_refused(tiny_dataset):
 
 
 def write_inputs(base):
-    with dataset.new_folder(dataset.INGESTED) as folder:
+    with new_folder(dataset.INGESTED) as folder:
         dataset.write_dataset(folder, base)
-    with dataset.new_folder(dataset.CURATED) as folder:
-        dataset.write_table(folder / "ledger.parquet", keep_all(base))
+    with new_folder(dataset.CURATED) as folder:
+        write_table(folder / "ledger.parquet", keep_all(base))
 
 
 def contents(*folders):

@@ -7,15 +7,8 @@ from issue_table import clean_issues
 from ruamel.yaml import YAML
 
 from stages import curate
-from stages.dataset import (
-    Dataset,
-    new_folder,
-    read_ledger,
-    split_hash,
-    split_view,
-    write_dataset,
-    write_table,
-)
+from stages.dataset import Dataset, read_ledger, split_hash, split_view, write_dataset
+from stages.files import new_folder, write_table
 from stages.issue_kinds import KINDS
 
 

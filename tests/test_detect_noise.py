@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from stages import detect_noise
-from stages.dataset import Dataset, new_folder, read_array, read_table, write_dataset
+from stages.dataset import Dataset, write_dataset
+from stages.files import new_folder, read_array, read_table
 from stages.noise.issues import ISSUE_COLUMNS
 
 

@@ -15,12 +15,10 @@ from stages.dataset import (
     Dataset,
     derived_id,
     empty_delta,
-    read_table,
     split_view,
     write_dataset,
-    write_json,
-    write_table,
 )
+from stages.files import read_table, write_json, write_table
 from stages.learning.loading.statistics import pixel_statistics
 from stages.learning.loop import fit
 from stages.learning.models import ModelSpec, build_model

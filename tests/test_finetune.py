@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from stages import finetune
-from stages.dataset import Dataset, new_folder, write_dataset, write_table
+from stages.dataset import Dataset, write_dataset
+from stages.files import new_folder, write_table
 from stages.learning.calibration import Calibration
 from stages.learning.models import ModelSpec, build_model, members_of
 from stages.learning.store import load_model, save_model

@@ -8,7 +8,8 @@ import pytest
 from safetensors.numpy import load_file
 from tiny_repo import change_parameter, environment
 
-from stages.dataset import Dataset, new_folder, write_dataset
+from stages.dataset import Dataset, write_dataset
+from stages.files import new_folder
 
 
 @pytest.fixture

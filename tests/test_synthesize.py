@@ -9,6 +9,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from stages import dataset, synthesize
+from stages.files import new_folder, write_table
 
 FAST = {"steps": 4, "batch_size": 8, "latent_dim": 4, "width": 8, "snapshots": 2}
 MEASURE = SimpleNamespace(value=0.4, real=0.5, limit=0.25, passed=True)
@@ -29,10 +30,10 @@ def write_inputs(base, **weights):
             "decided_by": "policy",
         }
     )
-    with dataset.new_folder(dataset.INGESTED) as folder:
+    with new_folder(dataset.INGESTED) as folder:
         dataset.write_dataset(folder, base)
-    with dataset.new_folder(dataset.CURATED) as folder:
-        dataset.write_table(folder / "ledger.parquet", ledger)
+    with new_folder(dataset.CURATED) as folder:
+        write_table(folder / "ledger.parquet", ledger)
 
 
 def configure(workspace, gan=None, **changes):
@@ -399,7 +400,7 @@ def test_a_size_that_no_gan_makes_is_one_line_and_nothing_is_written(workspace, 
 
 
 def write_embeddings(rows):
-    with dataset.new_folder(dataset.NOISE) as folder:
+    with new_folder(dataset.NOISE) as folder:
         np.save(folder / "embeddings.npy", rows.astype(np.float32))
 
 

@@ -9,14 +9,13 @@ from stages.dataset import (
     Dataset,
     derived_id,
     empty_delta,
-    new_folder,
     read_ledger,
     split_view,
     training_view,
     write_dataset,
-    write_table,
 )
 from stages.errors import WinnowError
+from stages.files import new_folder, write_table
 from stages.learning.calibration import Calibration
 from stages.learning.ensembles import Share
 from stages.learning.loop import Fit

@@ -117,6 +117,7 @@ def _statistics(job: Job) -> Work:
 def _view(job: Job) -> Work:
     """The training view of a base on disk (eight images of ten are in training) and its ledger."""
     from stages import dataset
+    from stages.files import write_json, write_table
 
     samples, issues = tables(job.images)
     shape = (job.images, SIDE, SIDE, 3)
@@ -126,9 +127,9 @@ def _view(job: Job) -> Work:
     for start in range(0, job.images, _BLOCK):
         written[start : start + _BLOCK] = _images(min(_BLOCK, job.images - start))
     written.flush()
-    dataset.write_table(job.place / "samples.parquet", samples)
-    dataset.write_json(job.place / "classes.json", _NAMES)
-    dataset.write_table(job.place / "ledger.parquet", _decision(samples, issues)())
+    write_table(job.place / "samples.parquet", samples)
+    write_json(job.place / "classes.json", _NAMES)
+    write_table(job.place / "ledger.parquet", _decision(samples, issues)())
 
     def read() -> object:
         base = dataset.read_dataset(job.place)

@@ -10,18 +10,9 @@ from contextlib import closing, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stages.dataset import (
-    CURATED,
-    INGESTED,
-    NOISE,
-    REVIEWS,
-    read_array,
-    read_conflicts,
-    read_dataset,
-    read_ledger,
-    read_table,
-)
+from stages.dataset import CURATED, INGESTED, NOISE, REVIEWS, read_conflicts, read_dataset, read_ledger
 from stages.errors import WinnowError
+from stages.files import read_array, read_table
 from stages.review.decisions import ReviewLog, one_line
 from stages.review.reviews import follow_copies, read_duplicates
 from stages.review.suspects import KINDS, Evidence

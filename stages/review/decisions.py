@@ -19,8 +19,8 @@ from typing import Literal
 
 import pandas as pd
 
-from stages.dataset import new_file
 from stages.errors import WinnowError
+from stages.files import new_file
 from stages.review.reviews import COLUMNS, moment, read_reviews
 
 Decision = Literal["keep", "drop", "relabel"]

@@ -121,7 +121,7 @@ class TrackedRun(StageRun):
         if not folder.is_dir():
             warn(f"{folder} is not logged: there is no such folder")
             return
-        # A folder that is still being written (`dataset.new_folder`) is logged by its later name.
+        # A folder that is still being written (`files.new_folder`) is logged by its later name.
         path = folder.with_name(folder.name.removesuffix(".partial"))
         target = path.name if path.is_absolute() else path.as_posix()
         self.record.folders.append(Folder(str(folder.absolute()), target))

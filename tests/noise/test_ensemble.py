@@ -20,6 +20,7 @@ NO_FIGURES = {
     "stages/__init__.py",
     "stages/dataset.py",
     "stages/errors.py",
+    "stages/files.py",
     "stages/ids.py",
     "stages/learning/__init__.py",
     "stages/noise/__init__.py",

@@ -2,8 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.dataset import Dataset, read_table, write_table
+from stages.dataset import Dataset
 from stages.errors import WinnowError
+from stages.files import read_table, write_table
 from stages.issue_kinds import EMBEDDING_KINDS, KINDS, OTHER_KINDS, flag_column, score_column
 from stages.noise.image_checks import IMAGE_CHECKS
 from stages.noise.issues import ISSUE_COLUMNS, find_issues

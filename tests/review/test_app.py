@@ -16,8 +16,9 @@ import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
 
-from stages.dataset import CONFLICT_COLUMNS, Dataset, new_folder, write_dataset, write_table
+from stages.dataset import CONFLICT_COLUMNS, Dataset, write_dataset
 from stages.errors import WinnowError
+from stages.files import new_folder, write_table
 from stages.review.__main__ import listen, main, open_log, read_evidence, reviewer_name
 from stages.review.app import create_app
 from stages.review.decisions import ReviewLog

@@ -11,6 +11,7 @@ NO_WEIGHTS = {
     "stages/__init__.py",
     "stages/dataset.py",
     "stages/errors.py",
+    "stages/files.py",
     "stages/ids.py",
     "stages/learning/__init__.py",
     "stages/synthesis/__init__.py",
