@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.planting import Arrays, Floats, Labels, kept
-from stages.dataset import View
-from stages.learning.loading.statistics import pixel_statistics
+from stages.dataset.base import View
 from stages.learning.loop import fit
-from stages.learning.machine.digest import code_files
-from stages.learning.models import ModelSpec, build_model
+from stages.learning.models import build_model, pixel_statistics
+from stages.learning.networks.layers import ModelSpec
 from stages.learning.prediction import predict
 from stages.learning.recipe import Recipe, steps_per_epoch
+from stages.learning.resume import code_files
 
 PEOPLE = ("aggregate", "random1", "random2", "random3", "worst")  # CIFAR-10N's sets of human labels
 _TRAINED_ON = range(1500)  # numbers of the files of each class

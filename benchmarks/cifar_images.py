@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.planting import Arrays, Labels, kept
-from stages.dataset import View
+from stages.dataset.base import View
 from stages.errors import WinnowError
 
 _DEVELOPMENT = 200  # images a class

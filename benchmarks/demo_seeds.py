@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
 from stages.errors import WinnowError
-from stages.runtime import clean_exit
+from stages.workflow.stage import clean_exit
 
 _PLACE = Path(".winnow/bench/demo_seeds")
 _MODELS = ("baseline", "train", "finetune")

@@ -24,7 +24,7 @@ from ruamel.yaml import YAML
 from scipy import stats
 
 from benchmarks.demo_seeds import copy_working_tree, identity, repro
-from stages.runtime import clean_exit
+from stages.workflow.stage import clean_exit
 
 _PLACE = Path(".winnow/bench/demo_treatments")
 _MODELS = ("train", "finetune")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.dataset import View
-from stages.synthesis.gate.quality import density_coverage, kernel_distance
-from stages.synthesis.judge import Judge
+from stages.dataset.base import View
+from stages.learning.judge import Judge
+from stages.synthesis.quality import density_coverage, kernel_distance
 
 MEASURES = ("kid", "density", "coverage", "recognised")
 POOLED = ("fid", "kid", "density", "coverage")

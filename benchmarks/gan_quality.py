@@ -37,12 +37,12 @@ from numpy.typing import NDArray
 from benchmarks.gan_figures import MEASURES, Space, mean_images
 from benchmarks.measuring import ROOT, bench_data
 from benchmarks.planting import kept
-from stages.dataset import View
+from stages.dataset.base import View
 from stages.errors import WinnowError
-from stages.runtime import clean_exit
+from stages.workflow.stage import clean_exit
 
 if TYPE_CHECKING:
-    from stages.synthesis.judge import Judge
+    from stages.learning.judge import Judge
 
 RESULTS = Path(".winnow/bench/gan_quality.jsonl")
 _PLACE = Path(".winnow/bench/gan_quality")
@@ -50,11 +50,11 @@ _LATENT_DIM, _SNAPSHOTS = 64, 4
 _SHOWN = 16  # generated images of each class in the grid
 _SIDE = 16  # pixels that the digits are brought to
 _CODE = (
-    "stages/synthesis/gan/*.py",
-    "stages/synthesis/judge.py",
+    "stages/synthesis/gan_*.py",
+    "stages/learning/judge.py",
     *(f"stages/learning/{name}.py" for name in ("loop", "models")),
 )
-_MEASURING = ("stages/synthesis/gate/quality.py", "benchmarks/gan_figures.py")
+_MEASURING = ("stages/synthesis/quality.py", "benchmarks/gan_figures.py")
 
 Images = NDArray[np.uint8]
 Row = dict[str, Any]
@@ -146,7 +146,7 @@ def deal(every: View, settings: Settings) -> Parts:
 
 def measure(parts: Parts, settings: Settings, out: Path) -> Row:
     """Train judge and GAN, compare, and append the result to `out`."""
-    from stages.synthesis.judge import train_judge
+    from stages.learning.judge import train_judge
 
     start = time.perf_counter()
     judge = train_judge(parts.judge, seed=settings.seed, device=settings.device)  # type: ignore[arg-type]
@@ -186,7 +186,8 @@ def generated(parts: Parts, settings: Settings, judge: Judge | None = None) -> I
 
     The judge, with what its first model has not seen, chooses the snapshot of each class.
     """
-    from stages.synthesis.gan.training import GANConfig, train_gan
+    from stages.synthesis.gan_trainer import GANConfig
+    from stages.synthesis.gan_training import train_gan
 
     place = _PLACE / _key(settings)
 

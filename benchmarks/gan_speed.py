@@ -23,10 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from stages.learning.machine.devices import choose_device, to_device
-from stages.runtime import clean_exit
-from stages.synthesis.gan.trainer import Trainer
-from stages.synthesis.gan.training import GANConfig
+from stages.learning.devices import choose_device, to_device
+from stages.synthesis.gan_trainer import GANConfig, Trainer
+from stages.workflow.stage import clean_exit
 
 _IMAGES, _CLASSES = 2000, 10
 _PENALTIES = 2  # a round

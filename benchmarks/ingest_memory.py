@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.measuring import ingest, workspace
-from stages.runtime import clean_exit
+from stages.workflow.stage import clean_exit
 
 _SIDE = 8
 _FOLDER = 1000  # files in one folder

@@ -23,9 +23,9 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.measuring import Run, bench_data, ingest, workspace
-from stages.dataset import INGESTED
+from stages.dataset.base import INGESTED
 from stages.errors import WinnowError
-from stages.runtime import clean_exit
+from stages.workflow.stage import clean_exit
 
 _LOOP = """
 import sys, time

@@ -31,8 +31,8 @@ from benchmarks.long_tail_arms import ARMS, GANSettings, arm_settings, treated
 from benchmarks.long_tail_table import table
 from benchmarks.measuring import ROOT, bench_data
 from benchmarks.results import Row, read_results
-from stages.params import PARAMS_FILE, load_params
-from stages.runtime import clean_exit
+from stages.workflow.params import PARAMS_FILE, load_params
+from stages.workflow.stage import clean_exit
 
 if TYPE_CHECKING:
     from stages.learning.names import Device
@@ -50,7 +50,7 @@ class Settings:
     ----------
     largest, ratio : training images of the largest class, and of how many times fewer of the smallest
     steps, batch_size, learning_rate, label_smoothing : of every arm's training
-    model : a name of `stages.learning.networks`
+    model : a name of `stages.learning.networks.catalogue`
     development : scored on images of the training set: to choose settings by
     device : bf16 and fp32 give other figures, and other devices other roundings
     """
@@ -158,9 +158,9 @@ def run(plan: Plan, arm: str, seed: int) -> Row:
     """One result: the long tail of the seed, treated by the arm, trained on and scored."""
     import torch
 
-    from stages.learning.loading.statistics import pixel_statistics
     from stages.learning.loop import fit
-    from stages.learning.models import ModelSpec, build_model
+    from stages.learning.models import build_model, pixel_statistics
+    from stages.learning.networks.layers import ModelSpec
     from stages.learning.prediction import predict
     from stages.learning.recipe import Recipe
 

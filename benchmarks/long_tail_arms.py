@@ -11,14 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.cifar_images import LongTail
-from stages.dataset import View, sample_seed
-from stages.learning.weighting import class_weighted
-from stages.synthesis.targets import ClassTarget, quotas, target_sizes
+from stages.dataset.base import View
+from stages.dataset.delta import ClassTarget, quotas, target_sizes
+from stages.dataset.ids import sample_seed
+from stages.learning.losses import class_weighted
 
 if TYPE_CHECKING:
     from stages.learning.names import Device
-    from stages.synthesis.gan.training import GANConfig
-    from stages.synthesis.synthetic import Synthetic
+    from stages.synthesis.gan_trainer import GANConfig
+    from stages.synthesis.oversample import Synthetic
 
 _NO_LIMIT = 1e6
 
@@ -80,7 +81,7 @@ class GANSettings:
 
     def config(self) -> GANConfig:
         """Without what is no setting of the network."""
-        from stages.synthesis.gan.training import GANConfig
+        from stages.synthesis.gan_trainer import GANConfig
 
         fields = asdict(self)
         del fields["min_real_per_class"]
@@ -139,7 +140,7 @@ def treated(
     target = ClassTarget("majority", arm.max_factor)
     quota = quotas(real.class_counts, target)
     if arm.make == "augment":
-        from stages.synthesis.augmentation.copying import augment_copies
+        from stages.augmentation.copying import augment_copies
 
         names = [str(name) for name in real.sample_ids]
         images, parents, _ = augment_copies(
@@ -166,7 +167,7 @@ def treated(
 
 
 def _policy() -> Any:
-    from stages.synthesis.augmentation.presets import PRESETS
+    from stages.augmentation.presets import PRESETS
 
     return PRESETS["photos"].policy
 
@@ -182,9 +183,8 @@ def _gated(
     keep_in: Path,
 ) -> Synthetic:
     """As the stage does it."""
-    from stages.synthesis.gate.gate import GateConfig
-    from stages.synthesis.oversample import oversample
-    from stages.synthesis.synthetic import Beside, Recipe
+    from stages.synthesis.gate import GateConfig
+    from stages.synthesis.oversample import Beside, Recipe, oversample
 
     real = tail.train
     return oversample(
@@ -209,8 +209,8 @@ def _ungated(
     tail: LongTail, quota: NDArray[np.int64], gan: GANSettings, seed: int, device: Device, keep_in: Path
 ) -> dict[int, NDArray[np.uint8]]:
     """By class what the same GAN generates, as it comes; of classes that are large enough for it."""
-    from stages.synthesis.gan.training import train_gan
-    from stages.synthesis.judge import train_judge
+    from stages.learning.judge import train_judge
+    from stages.synthesis.gan_training import train_gan
 
     real, val = tail.train, tail.val
     eligible = np.flatnonzero(real.class_counts >= gan.min_real_per_class)

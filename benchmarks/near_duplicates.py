@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
 from benchmarks.measuring import bench_data
-from stages.params import load_params
-from stages.reading.blocks import thumbnail
-from stages.reading.perceptual import perceptual_hashes
-from stages.runtime import clean_exit
-from stages.samples.near import components, near_pairs
+from stages.images.near_duplicates import components, near_pairs
+from stages.images.perceptual import perceptual_hashes
+from stages.ingestion.blocks import thumbnail
+from stages.workflow.params import load_params
+from stages.workflow.stage import clean_exit
 
 _ALTERED = 2000
 _SIDE = 128  # pixels that the images are brought to before they are altered, as photos would be

@@ -32,7 +32,7 @@ from ruamel.yaml import YAML
 
 from benchmarks.measuring import ROOT, bench_data, workspace
 from stages.errors import WinnowError
-from stages.runtime import clean_exit
+from stages.workflow.stage import clean_exit
 
 _PLACE = Path(".winnow/bench/noise_overhead")
 _PER_CLASS = 500

@@ -28,13 +28,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.measuring import ROOT, bench_data
-from stages.dataset import View
+from stages.dataset.base import View
+from stages.dataset.files import new_file, write_json
 from stages.errors import WinnowError
-from stages.files import new_file, write_json
-from stages.noise.ensemble import Ensemble, inputs_digest
-from stages.noise.folds import cross_validate
+from stages.noise.folds import Ensemble, cross_validate, inputs_digest
 from stages.noise.labels import find_label_errors
-from stages.runtime import clean_exit
+from stages.workflow.stage import clean_exit
 
 CACHE = ROOT / ".winnow/benchmarks/noise_pixels"
 BY_HAND = Ensemble(("small_cnn",), folds=4, repeats=1, epochs=12, batch_size=64, learning_rate=0.005)

@@ -36,7 +36,7 @@ from benchmarks.measuring import ROOT, bench_data
 from benchmarks.remedies_arms import ARMS, BASELINE, Arm
 from benchmarks.remedies_data import TASKS, Task, read_task, suspect
 from benchmarks.results import Row, read_results
-from stages.runtime import clean_exit
+from stages.workflow.stage import clean_exit
 
 if TYPE_CHECKING:
     from stages.learning.names import Device
@@ -179,9 +179,9 @@ def _run_all(data: Path, settings: Settings, task: str, arms: Sequence[str], see
 
 def run(task: Task, settings: Settings, name: str, arm: str, seed: int) -> Row:
     """One result: the task's images, trained on with the arm's remedy and scored."""
-    from stages.learning.loading.statistics import pixel_statistics
     from stages.learning.loop import fit
-    from stages.learning.models import ModelSpec, build_model
+    from stages.learning.models import build_model, pixel_statistics
+    from stages.learning.networks.layers import ModelSpec
     from stages.learning.prediction import predict
 
     start = time.perf_counter()

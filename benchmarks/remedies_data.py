@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from benchmarks.cifar_images import long_tail, read_cifar10
 from benchmarks.measuring import ROOT
 from benchmarks.planting import kept
-from stages.dataset import View
+from stages.dataset.base import View
 from stages.errors import WinnowError
-from stages.params import PARAMS_FILE, load_params
+from stages.workflow.params import PARAMS_FILE, load_params
 
 if TYPE_CHECKING:
     from stages.learning.names import Device
@@ -129,8 +129,7 @@ def suspect(task: Task, epochs: int, *, model: str, seed: int, device: Device) -
     view = task.train
 
     def make() -> dict[str, NDArray[Any]]:
-        from stages.noise.ensemble import Ensemble
-        from stages.noise.folds import cross_validate
+        from stages.noise.folds import Ensemble, cross_validate
 
         ensemble = Ensemble((model,), 3, 1, epochs, _BATCH, _RATE, shift=2, flip=True)
         found = cross_validate(view, view.images[:0], ensemble, seed=seed, device=device)
@@ -159,9 +158,9 @@ def curate(
     judged, agreement : see `stages.noise.issues.find_issues`
     """
     from stages.curate import read_policy
+    from stages.curation.ledger import build_ledger
     from stages.noise.issues import find_issues
-    from stages.noise.ledger import build_ledger
-    from stages.reporting.noise_figures import estimated_transition
+    from stages.noise.transition import estimated_transition
 
     params = load_params(ROOT / PARAMS_FILE)
     samples = _samples(view)
@@ -192,7 +191,7 @@ def curate(
 
 def _samples(view: View) -> pd.DataFrame:
     """The table of a base that were this training split alone."""
-    from stages.dataset import SAMPLE_COLUMNS
+    from stages.dataset.base import SAMPLE_COLUMNS
 
     return pd.DataFrame(
         {
@@ -214,6 +213,6 @@ def _no_reviews() -> pd.DataFrame:
 
 
 def _no_conflicts() -> pd.DataFrame:
-    from stages.dataset import CONFLICT_COLUMNS
+    from stages.dataset.base import CONFLICT_COLUMNS
 
     return pd.DataFrame({name: pd.Series(dtype="str") for name in CONFLICT_COLUMNS})

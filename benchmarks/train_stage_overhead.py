@@ -31,7 +31,7 @@ from ruamel.yaml import YAML
 
 from benchmarks.measuring import ROOT, bench_data, workspace
 from stages.errors import WinnowError
-from stages.runtime import clean_exit
+from stages.workflow.stage import clean_exit
 
 _PLACE = Path(".winnow/bench/train_stage_overhead")
 _SIDE = 32  # pixels
@@ -113,10 +113,10 @@ def time_bare(path: str) -> None:
     import torch
 
     from benchmarks.training_sides import Task, bare
-    from stages.choices import training_recipe
-    from stages.dataset import INGESTED, read_dataset, split_view
+    from stages.dataset.base import INGESTED, read_dataset, split_view
     from stages.learning.recipe import steps_per_epoch
-    from stages.params import load_params
+    from stages.workflow.choices import training_recipe
+    from stages.workflow.params import load_params
 
     params = load_params()
     torch.set_num_threads(params.threads)

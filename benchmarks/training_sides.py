@@ -15,14 +15,14 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from benchmarks.cifar_images import Cifar
-from stages.dataset import View
-from stages.learning.loading.statistics import pixel_statistics
-from stages.learning.loading.transforms import augment
+from stages.dataset.base import View
+from stages.learning.devices import choose_autocast
 from stages.learning.loop import fit
-from stages.learning.machine.devices import choose_autocast
-from stages.learning.models import Classifier, ModelSpec, build_model
-from stages.learning.optimisers.schedules import share_of_peak
+from stages.learning.models import Classifier, build_model, pixel_statistics
+from stages.learning.networks.layers import ModelSpec
+from stages.learning.optimisers import share_of_peak
 from stages.learning.recipe import Recipe
+from stages.learning.transforms import augment
 
 CPU = torch.device("cpu")
 

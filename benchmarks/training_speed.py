@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from benchmarks.measuring import ROOT, bench_data
 from stages.errors import WinnowError
-from stages.runtime import clean_exit
+from stages.workflow.stage import clean_exit
 
 if TYPE_CHECKING:
     from benchmarks.training_sides import Task

@@ -35,13 +35,13 @@ from benchmarks.long_tail_table import paired_difference
 from benchmarks.measuring import ROOT, bench_data
 from benchmarks.results import Row, read_results
 from benchmarks.transfer_data import Halves, halves, labelled
-from stages.dataset import View
-from stages.files import new_folder
-from stages.runtime import clean_exit
+from stages.dataset.base import View
+from stages.dataset.files import new_folder
+from stages.workflow.stage import clean_exit
 
 if TYPE_CHECKING:
-    from stages.learning.models import ModelSpec
     from stages.learning.names import Device, Precision, Transfer
+    from stages.learning.networks.layers import ModelSpec
     from stages.learning.recipe import Recipe
 
 RESULTS = ROOT / ".winnow/bench/transfer.jsonl"
@@ -70,7 +70,7 @@ class Settings:
     head_epochs : how many of the epochs are the head's by itself, in the modes that begin with it
     scratch_rate, learning_rate : from scratch, and of the heads of all modes
     backbone_lr_factor, layer_decay : as in params.yaml
-    model : a name of `stages.learning.networks`
+    model : a name of `stages.learning.networks.catalogue`
     development : scored on images of the training set: to choose settings by
     precision, device : bf16 and fp32 give other figures, and other devices other roundings
     """
@@ -204,8 +204,8 @@ def pretrained(settings: Settings, known: View, seed: int) -> Path:
 
 
 def _spec(settings: Settings, data: View) -> ModelSpec:
-    from stages.learning.loading.statistics import pixel_statistics
-    from stages.learning.models import ModelSpec
+    from stages.learning.models import pixel_statistics
+    from stages.learning.networks.layers import ModelSpec
 
     height, width, channels = data.images.shape[1:]
     return ModelSpec(settings.model, data.classes, (height, width, channels), *pixel_statistics(data.images))
@@ -213,11 +213,11 @@ def _spec(settings: Settings, data: View) -> ModelSpec:
 
 def run(settings: Settings, arm: str, parts: Halves, source: Path | None, seed: int) -> Row:
     """One result: a network adapted to the new classes, and its accuracy on their test images."""
+    from stages.learning.adapting import transfer
     from stages.learning.loop import fit
     from stages.learning.models import build_model
     from stages.learning.prediction import predict
-    from stages.learning.transfer.modes import transfer
-    from stages.learning.transfer.sources import backbone_from
+    from stages.learning.pretrained import backbone_from
 
     start = time.perf_counter()
     device, spec = cast("Device", settings.device), _spec(settings, parts.new)
@@ -259,8 +259,8 @@ def _plan(settings: Settings, mode: Transfer, recipe: Recipe, model: Any) -> lis
     """The phases of a mode, with as many epochs altogether as training from scratch has."""
     from dataclasses import replace
 
-    from stages.learning.networks import stages_of
-    from stages.learning.transfer.modes import phases
+    from stages.learning.adapting import phases
+    from stages.learning.networks.zoo import stages_of
 
     head = {"feature_extraction": settings.epochs, "layer_wise": 0, "full": 0}.get(mode, settings.head_epochs)
     return phases(
@@ -310,8 +310,8 @@ def timing(archive: Path, settings: Settings) -> str:
 
     import torch
 
+    from stages.learning.adapting import Phase, transfer
     from stages.learning.models import build_model
-    from stages.learning.transfer.modes import Phase, transfer
 
     torch.set_num_threads(1)
     data = read_cifar10(archive)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from benchmarks.cifar_images import Cifar
 from benchmarks.planting import Labels
-from stages.dataset import View
+from stages.dataset.base import View
 from stages.errors import WinnowError
 
 _DEVELOPMENT = 200  # images a class

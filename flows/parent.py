@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Iterable
 
 from flows.workspace import Outcome
-from stages.tracking.executions import (
+from stages.workflow.executions import (
     CACHED,
     RAN,
     RESTORED,
@@ -19,19 +19,19 @@ from stages.tracking.executions import (
     record_execution,
     workspace_id,
 )
-from stages.tracking.lineage import open_repo, stage_lineage
-from stages.tracking.messages import brief, report_unknown
-from stages.tracking.records import (
+from stages.workflow.lineage import open_repo, stage_lineage
+from stages.workflow.records import keep, new_spool_folder
+from stages.workflow.runs import EXECUTION, PARENT_RUN
+from stages.workflow.store import (
     Record,
     Store,
-    keep,
-    new_spool_folder,
+    brief,
     now,
     open_store,
+    report_unknown,
     shown_uri,
     tracking_off,
 )
-from stages.tracking.runs import EXECUTION, PARENT_RUN
 
 
 class Parent:
@@ -104,5 +104,5 @@ class Parent:
         self._store = None
         self._warn(
             f"MLflow at {shown_uri()} does not take this ({brief(error)}); kept in .winnow/spool: "
-            "`python -m stages.tracking send` sends it"
+            "`python -m stages.workflow.send` sends it"
         )

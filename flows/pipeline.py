@@ -38,10 +38,10 @@ from flows.processes import StoppedError
 from flows.server import check_server
 from flows.workspace import Outcome, Workspace, workspace_lock
 from stages.errors import WinnowError
-from stages.params import load_params
-from stages.runtime import clean_exit
-from stages.tracking.executions import CACHED, FAILED, SKIPPED
-from stages.tracking.lineage import Node, open_repo, pipeline_nodes
+from stages.workflow.executions import CACHED, FAILED, SKIPPED
+from stages.workflow.lineage import Node, open_repo, pipeline_nodes
+from stages.workflow.params import load_params
+from stages.workflow.stage import clean_exit
 
 GPU = "gpu"
 REFUSED = "Refused"  # the name of the state where the user has something to put right

@@ -15,10 +15,9 @@ from prefect.client.schemas.objects import State
 from prefect.states import Failed
 
 from stages.errors import WinnowError
-from stages.runtime import clean_exit, require_root
-from stages.tracking.messages import brief
-from stages.tracking.model import as_tracking_uri
-from stages.tracking.records import TAG, Store, open_store, shown_uri, tracking_off
+from stages.workflow.models import as_tracking_uri
+from stages.workflow.stage import clean_exit, require_root
+from stages.workflow.store import TAG, Store, brief, open_store, shown_uri, tracking_off
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -12,8 +12,8 @@ from pathlib import Path
 from flows.pipeline import pipeline
 from flows.server import check_server
 from stages.errors import WinnowError
-from stages.params import load_params
-from stages.runtime import clean_exit
+from stages.workflow.params import load_params
+from stages.workflow.stage import clean_exit
 
 
 def check_cron(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stages.errors import WinnowError
-from stages.tracking.messages import without_password
+from stages.workflow.store import without_password
 
 _SECONDS = 5.0
 

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from stages.errors import WinnowError
-from stages.runtime import clean_exit, require_root
+from stages.workflow.stage import clean_exit, require_root
 
 HOST = "127.0.0.1"  # never the network: neither server asks who is there
 _PATIENCE_SECONDS = 10

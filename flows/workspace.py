@@ -14,8 +14,8 @@ from pathlib import Path
 
 from flows.processes import ProcessGroups
 from stages.errors import WinnowError
-from stages.tracking.executions import CACHED, FAILED, RAN, RESTORED
-from stages.tracking.lineage import is_stale, open_repo
+from stages.workflow.executions import CACHED, FAILED, RAN, RESTORED
+from stages.workflow.lineage import is_stale, open_repo
 
 LOCK = Path(".winnow/locks/workspace.lock")
 _BUSY_SECONDS = 600.0  # how long another DVC may keep the paths of a stage

@@ -12,20 +12,21 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stages import dataset
-from stages.dataset import Dataset, View, derived_id
+from stages.augmentation.copying import METHOD, augment_copies, transformed
+from stages.augmentation.presets import choose_policy, refuse_unfit
+from stages.augmentation.survival import Verdict, check_survival, unchecked
+from stages.augmentation.transforms import Policy, parts, validate_policy
+from stages.dataset import base as dataset
+from stages.dataset.base import Dataset, View
+from stages.dataset.delta import ClassTarget, build_delta, quotas, target_sizes
+from stages.dataset.files import new_folder, write_json
+from stages.dataset.ids import derived_id
 from stages.errors import WinnowError
-from stages.files import new_folder, write_json
-from stages.params import Augment, Params
-from stages.runtime import stage
-from stages.synthesis.augmentation.copying import METHOD, augment_copies, transformed
-from stages.synthesis.augmentation.presets import choose_policy, refuse_unfit
-from stages.synthesis.augmentation.survival import Verdict, check_survival, unchecked
-from stages.synthesis.augmentation.transforms import Policy, parts, validate_policy
-from stages.synthesis.delta import build_delta
-from stages.synthesis.figures import Line, save_montage
-from stages.synthesis.targets import ClassTarget, quotas, target_sizes
-from stages.tracking import StageRun
+from stages.reporting.figures import Line, save_montage
+from stages.workflow.params import Params
+from stages.workflow.runs import StageRun
+from stages.workflow.schema import Augment
+from stages.workflow.stage import stage
 
 REPORT = dataset.REPORTS / "augment"
 _ORIGINALS, _COPIES = 4, 10  # shown of each class
@@ -110,7 +111,7 @@ def examine(
         kind = "images" if groups is None else "groups of images"
         why = f"of {units} real training {kind} none can be kept from a model that is asked about it"
         return unchecked(policy, why, section.destroying)
-    from stages.synthesis.judge import train_judge
+    from stages.learning.judge import train_judge
 
     judge = train_judge(
         real,

@@ -10,13 +10,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from stages.dataset import REPORTS, refuse_own_output
+from stages.dataset.base import REPORTS, refuse_own_output
+from stages.dataset.catalogue import is_catalogue_set, refuse_planting
+from stages.dataset.files import new_folder
 from stages.errors import WinnowError
-from stages.files import new_folder
-from stages.params import Params
-from stages.params.backbones import (
+from stages.workflow.backbones import (
     MADE_HERE,
     backbone_on_meta,
     check_backbone,
@@ -25,12 +24,9 @@ from stages.params.backbones import (
     check_start,
     present,
 )
-from stages.runtime import stage
-from stages.sources.catalogue import is_catalogue_set, refuse_planting
-from stages.tracking import StageRun
-
-if TYPE_CHECKING:
-    pass
+from stages.workflow.params import Params
+from stages.workflow.runs import StageRun
+from stages.workflow.stage import stage
 
 CATALOGUE = Path("data/raw/dvc.yaml")
 GRAPH = Path("dvc.yaml")
@@ -68,8 +64,8 @@ def check_params(params: Params, catalogue: Path = CATALOGUE, graph: Path = GRAP
 
 def _check_augmentation(params: Params) -> None:
     """A policy that albumentations takes, and that fits the images and the preset; so do `flip`s."""
-    from stages.synthesis.augmentation.presets import choose_policy, reason_against, refuse_unfit
-    from stages.synthesis.augmentation.transforms import validate_policy
+    from stages.augmentation.presets import choose_policy, reason_against, refuse_unfit
+    from stages.augmentation.transforms import validate_policy
 
     preset, own = params.augment.preset, params.augment.policy
     size, channels = params.ingest.image_size, 1 if params.ingest.color == "grey" else 3
@@ -113,7 +109,7 @@ def _check_device(params: Params) -> None:
 
 def _check_networks(params: Params) -> None:
     """Names of networks that there are, of layers that they can be built of, for images of that size."""
-    from stages.learning.models import Layers
+    from stages.learning.networks.layers import Layers
 
     layers = Layers(**params.train.layers.model_dump())
     check_network("train.model", params.train.model, layers, params, params.train.batch_size)
@@ -127,8 +123,8 @@ def _check_statistics(params: Params) -> None:
     """Where finetune is to adapt batch normalisation, its backbone has some, as far as it is known here."""
     from torch import nn
 
-    from stages.learning.models import Layers
-    from stages.learning.networks import OWN
+    from stages.learning.networks.catalogue import OWN
+    from stages.learning.networks.layers import Layers
 
     choices = params.finetune
     if not choices.adapt_batch_norm:

@@ -10,26 +10,35 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stages.dataset import CURATED, INGESTED, NOISE, REPORTS, REVIEWS, Dataset, read_conflicts, read_dataset
-from stages.errors import WinnowError
-from stages.files import new_folder, read_array, read_table, write_json, write_table
-from stages.issue_kinds import KINDS, PROTECTIONS
-from stages.noise.conflicts import suggest_claimed
-from stages.noise.ledger import (
+from stages.curation.ledger import (
     FOR_REVIEW,
     build_ledger,
     changes_by_class,
     changes_by_reason,
     count_unlabeled,
     explain,
+    suggest_claimed,
     summarise,
 )
-from stages.noise.policy import KindPolicy, Policy, check_kinds
-from stages.noise.protection import rare_classes
-from stages.params import Curate, Params
-from stages.review.reviews import follow_copies, read_duplicates, read_reviews
-from stages.runtime import stage
-from stages.tracking import StageRun
+from stages.curation.policy import KindPolicy, Policy, check_kinds, rare_classes
+from stages.curation.reviews import follow_copies, read_duplicates, read_reviews
+from stages.dataset.base import (
+    CURATED,
+    INGESTED,
+    NOISE,
+    REPORTS,
+    REVIEWS,
+    Dataset,
+    read_conflicts,
+    read_dataset,
+)
+from stages.dataset.files import new_folder, read_array, read_table, write_json, write_table
+from stages.dataset.issue_kinds import KINDS, PROTECTIONS
+from stages.errors import WinnowError
+from stages.workflow.params import Params
+from stages.workflow.runs import StageRun
+from stages.workflow.schema import Curate
+from stages.workflow.stage import stage
 
 _MOST_NAMED = 3  # of unknown samples, in a warning
 
@@ -41,7 +50,7 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     Reads data/ingested, data/noise, data/reviews.csv and reports/ingest/duplicates.parquet; writes
     data/curated/ledger.parquet and reports/curate.
     """
-    from stages.reporting.curation_figures import change_gallery, class_balance
+    from stages.reporting.curation import change_gallery, class_balance
 
     base = read_dataset(INGESTED)
     issues, pred_probs = read_noise(base)

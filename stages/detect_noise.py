@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stages.dataset import INGESTED, NOISE, REPORTS, Dataset, read_dataset, split_view
-from stages.files import new_folder, write_json, write_table
-from stages.issue_kinds import flag_column
-from stages.params import DetectNoise, Params
-from stages.runtime import stage
-from stages.tracking import StageRun
+from stages.dataset.base import INGESTED, NOISE, REPORTS, Dataset, read_dataset, split_view
+from stages.dataset.files import new_folder, write_json, write_table
+from stages.dataset.issue_kinds import flag_column
+from stages.workflow.params import Params
+from stages.workflow.runs import StageRun
+from stages.workflow.schema import DetectNoise
+from stages.workflow.stage import stage
 
 if TYPE_CHECKING:
     from stages.noise.issues import Findings
@@ -34,7 +35,7 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     Reads data/ingested; writes data/noise (issues.parquet, pred_probs.npy, embeddings.npy) and
     reports/detect_noise.
     """
-    from stages.reporting.figures import shorten
+    from stages.errors import shorten
 
     base = read_dataset(INGESTED)
     findings, pred_probs, embeddings, history = detect_noise(base, params.detect_noise, params)
@@ -84,8 +85,7 @@ def detect_noise(
     Unlabelled samples have rows as all others: the models are asked about them, and learn nothing
     from them.
     """
-    from stages.noise.ensemble import Ensemble
-    from stages.noise.folds import cross_validate
+    from stages.noise.folds import Ensemble, cross_validate
     from stages.noise.issues import find_issues
 
     train = split_view(base, "train")
@@ -154,16 +154,17 @@ def classes_of_one_group(base: Dataset) -> list[str]:
 
 def draw(issues: pd.DataFrame, base: Dataset, folder: Path) -> None:
     """Write the pictures of the report, and the noise transition matrix as a table."""
-    from stages.reporting import noise_figures as figures
+    from stages.noise.transition import estimated_transition, transition_table
+    from stages.reporting import noise as figures
 
     rows = base.samples["row"].to_numpy()
     figures.label_issue_gallery(issues, base.images, rows, folder / "label_errors.png")
     figures.near_duplicate_gallery(issues, base.images, rows, folder / "near_duplicates.png")
     figures.outlier_gallery(issues, base.images, rows, folder / "outliers.png")
     figures.finding_gallery(issues, base.images, rows, folder / "image_checks.png")
-    transition = figures.estimated_transition(issues, base.classes)
+    transition = estimated_transition(issues, base.classes)
     figures.transition_heat_map(transition, base.classes, folder / "transition.png")
-    table = figures.transition_table(transition, base.classes)
+    table = transition_table(transition, base.classes)
     table.to_csv(folder / "transition.csv", index=False)
 
 

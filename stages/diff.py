@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import pandas as pd
 
-from stages.dataset import AUGMENTED, CURATED, INGESTED, OUTPUTS, REPORTS, SYNTHETIC
+from stages.dataset.base import AUGMENTED, CURATED, INGESTED, OUTPUTS, REPORTS, SYNTHETIC
+from stages.dataset.files import new_file
 from stages.errors import WinnowError
-from stages.files import new_file
-from stages.runtime import clean_exit
 from stages.versions.version import Version, make_version, read_labels, read_ledger, read_samples
+from stages.workflow.stage import clean_exit
 
 if TYPE_CHECKING:
     from stages.versions.comparison import Comparison
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         if options.out is not None:
             check_out(options.out)
         from stages.versions.comparison import compare
-        from stages.versions.text import describe
+        from stages.versions.summary import describe
 
         comparison = compare(read_version(options.a), read_version(options.b))
         if options.out is not None:

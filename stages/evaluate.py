@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stages.dataset import (
+from stages.dataset.base import (
     AUGMENTED,
     CURATED,
     INGESTED,
@@ -29,8 +29,8 @@ from stages.dataset import (
     split_hash,
     split_view,
 )
+from stages.dataset.files import new_folder, read_table, write_json
 from stages.errors import WinnowError
-from stages.files import new_folder, read_table, write_json
 from stages.learning.metrics import (
     Comparison,
     Probabilities,
@@ -42,13 +42,13 @@ from stages.learning.metrics import (
     reliability,
 )
 from stages.learning.names import Device, TestTime
-from stages.params import Evaluate, Params
-from stages.reporting import figures, html
-from stages.reporting.story import MODELS as TITLES
-from stages.reporting.story import histories, read_story
-from stages.reporting.treatments import sample_counts, treatments_by_class
-from stages.runtime import stage
-from stages.tracking import StageRun
+from stages.reporting import figures, page
+from stages.reporting.reports import MODELS as TITLES
+from stages.reporting.reports import histories, read_story, sample_counts, treatments_by_class
+from stages.workflow.params import Params
+from stages.workflow.runs import StageRun
+from stages.workflow.schema import Evaluate
+from stages.workflow.stage import stage
 
 _BASELINE, _FINAL = "baseline", "finetune"
 
@@ -82,7 +82,7 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
         _write_csv(folder / "predictions.csv", prediction_table(test, probabilities))
         draw(test, probabilities, params.evaluate.calibration_bins, folder)
         draw_training(REPORTS, folder)
-        (folder / "index.html").write_text(html.render_page(read_story(REPORTS, folder)), "utf-8")
+        (folder / "index.html").write_text(page.render_page(read_story(REPORTS, folder)), "utf-8")
     run.log_metrics(flat_metrics(metrics))
     run.log_artifacts(REPORTS / "evaluate")
     run.adopt_stages()

@@ -7,10 +7,10 @@ import inspect
 import re
 from pathlib import Path
 
+from stages.dataset.files import new_file
 from stages.errors import WinnowError
-from stages.files import new_file
-from stages.runtime import clean_exit
-from stages.tracking.model import model_folder
+from stages.workflow.models import model_folder
+from stages.workflow.stage import clean_exit
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,8 +36,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     options = parser.parse_args(argv)
     with clean_exit("export"), model_folder(options.model) as folder:
-        from stages.learning.serving.onnx import export_onnx
         from stages.learning.store import load_model
+        from stages.serving.onnx import export_onnx
 
         out = options.out or Path(f"{default_name(options.model)}.onnx")
         if out.is_dir():

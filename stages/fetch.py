@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stages.errors import WinnowError
-from stages.runtime import clean_exit, end_with_parent, only_writer, require_root
-from stages.tracking import stage_run
+from stages.workflow.runs import stage_run
+from stages.workflow.stage import clean_exit, end_with_parent, only_writer, require_root
 
 RAW = Path("data/raw")
 TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}

@@ -15,25 +15,33 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stages.choices import model_spec, training_recipe
-from stages.dataset import INGESTED, MODELS, REPORTS, Dataset, View, read_dataset, read_ledger, split_view
+from stages.dataset.base import (
+    INGESTED,
+    MODELS,
+    REPORTS,
+    Dataset,
+    View,
+    read_dataset,
+    read_ledger,
+    split_view,
+)
+from stages.dataset.files import new_folder, write_json
 from stages.errors import WinnowError
-from stages.files import new_folder, write_json
-from stages.learning.calibration import calibrate
-from stages.learning.ensembles import mean_history
+from stages.learning.adapting import Phase, adapt_batch_norm, phases, second_scores, transfer
 from stages.learning.loop import Fit, history_rows
-from stages.learning.models import Classifier, ModelSpec, member_seed, members_of
-from stages.learning.networks import stages_of
+from stages.learning.models import Classifier, member_seed, members_of
+from stages.learning.networks.layers import ModelSpec
+from stages.learning.networks.zoo import stages_of
+from stages.learning.prediction import calibrate
+from stages.learning.pretrained import backbone_from, pretrained_backbone
 from stages.learning.recipe import Recipe, steps_per_epoch
+from stages.learning.splitting import mean_history
 from stages.learning.store import WEIGHTS, save_model
-from stages.learning.transfer.adaptation import adapt_batch_norm
-from stages.learning.transfer.modes import Phase, phases, transfer
-from stages.learning.transfer.second_head import second_scores
-from stages.learning.transfer.sources import backbone_from, pretrained_backbone
-from stages.params import Params
-from stages.runtime import stage
-from stages.tracking import StageRun
-from stages.tracking.registered import SCHEME, download_model
+from stages.workflow.choices import model_spec, training_recipe
+from stages.workflow.models import SCHEME, download_model
+from stages.workflow.params import Params
+from stages.workflow.runs import StageRun
+from stages.workflow.stage import stage
 
 CHECKPOINTS = Path(".winnow/finetune")
 # Losses against wrong labels that need neither a second network nor a transition matrix.

@@ -22,25 +22,35 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stages.dataset import FROZEN_SPLITS, INGESTED, REPORTS, TRUTH, refuse_own_output
+from stages.dataset.base import FROZEN_SPLITS, INGESTED, REPORTS, TRUTH, refuse_own_output
+from stages.dataset.catalogue import refuse_planting
+from stages.dataset.files import new_file, new_folder, read_table, write_json, write_table
+from stages.dataset.ids import number_of
 from stages.errors import WinnowError
-from stages.files import new_file, new_folder, read_table, write_json, write_table
-from stages.ids import number_of
-from stages.params import Ingest, Params, Simulate
-from stages.reading.found import SPLIT_CODE
-from stages.reading.scan import Scan, Shape, scan, start_pool
-from stages.runtime import clean_exit, only_writer, require_root, stage
-from stages.samples.assemble import Samples, assemble, refuse_too_many
-from stages.samples.resolve import Resolved, resolve
-from stages.samples.simulate import plant
-from stages.samples.splits import read_frozen, write_frozen
-from stages.samples.summary import counts_of_all, native_sizes, pair_finder, quarantine_table, summarise
-from stages.samples.writing import write_images, write_samples
-from stages.sources.base import Columns, Source
-from stages.sources.catalogue import refuse_planting
-from stages.sources.files.archives import is_archive
-from stages.sources.opening import open_source
-from stages.tracking import StageRun
+from stages.ingestion.archives import is_archive
+from stages.ingestion.blocks import SPLIT_CODE
+from stages.ingestion.opening import open_source
+from stages.ingestion.resolve import Resolved, resolve
+from stages.ingestion.samples import (
+    Samples,
+    assemble,
+    counts_of_all,
+    native_sizes,
+    pair_finder,
+    quarantine_table,
+    refuse_too_many,
+    summarise,
+    write_images,
+    write_samples,
+)
+from stages.ingestion.scan import Scan, Shape, scan, start_pool
+from stages.ingestion.simulate import plant
+from stages.ingestion.source import Columns, Source
+from stages.ingestion.splits import read_frozen, write_frozen
+from stages.workflow.params import Params
+from stages.workflow.runs import StageRun
+from stages.workflow.schema import Ingest, Simulate
+from stages.workflow.stage import clean_exit, only_writer, require_root, stage
 
 CATALOGUE = Path("data/raw/dvc.yaml")
 REPORT = REPORTS / "ingest"
@@ -213,7 +223,8 @@ def write_report(folder: Path, ingested: Ingested) -> None:
 def _write_card(
     report: Path, base: Path, ingested: Ingested, channels: pd.DataFrame, choices: Ingest
 ) -> None:
-    from stages.reporting.card import Card, choose_examples, write_card
+    from stages.reporting.card import choose_examples, write_card
+    from stages.reporting.card_sections import Card
 
     samples = ingested.samples
     ids = samples.sample_id

@@ -21,17 +21,17 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from stages.errors import WinnowError
-from stages.files import new_file
+from stages.dataset.files import new_file
+from stages.errors import UnusableError, WinnowError
+from stages.ingestion.source import printable
+from stages.ingestion.trees import FolderTree
 from stages.learning.names import Device, TestTime
-from stages.runtime import clean_exit
-from stages.sources.base import UnusableError
-from stages.sources.files.trees import FolderTree
-from stages.sources.names import printable
-from stages.tracking.model import model_folder
+from stages.workflow.models import model_folder
+from stages.workflow.stage import clean_exit
 
 if TYPE_CHECKING:
-    from stages.learning.models import Classifier, ModelSpec
+    from stages.learning.models import Classifier
+    from stages.learning.networks.layers import ModelSpec
 
 _EXAMPLES = """examples:
   python -m stages.predict holiday
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     """Classify every image below a folder, and write a row for each file to a CSV."""
     options = _parser().parse_args(argv)
     with clean_exit("predict"), model_folder(options.model) as folder:
-        from stages.learning.machine.devices import choose_device
+        from stages.learning.devices import choose_device
         from stages.learning.store import load_model
 
         choose_device(options.device)
@@ -142,7 +142,7 @@ def read_ahead(tree: FolderTree, names: Iterable[str], spec: ModelSpec, window: 
 
     Decoders let other threads go on, and while the model computes, the next files are read.
     """
-    from stages.learning.serving.preprocessing import prepare
+    from stages.serving.inputs import prepare
 
     def read(name: str) -> Read:
         (item,) = tree.payload([name]).read()

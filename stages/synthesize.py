@@ -12,19 +12,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stages import dataset
-from stages.dataset import Dataset, View
+from stages.dataset import base as dataset
+from stages.dataset.base import Dataset, View
+from stages.dataset.delta import ClassTarget, build_delta, quotas, target_sizes
+from stages.dataset.files import new_folder, read_array, write_json
 from stages.errors import WinnowError
-from stages.files import new_folder, read_array, write_json
-from stages.params import Params
-from stages.params import Synthesize as Section
-from stages.runtime import stage
-from stages.synthesis.delta import build_delta
-from stages.synthesis.oversample import oversample
-from stages.synthesis.oversample_figures import save_progress, save_refused, save_samples
-from stages.synthesis.synthetic import Beside, Recipe, Synthetic
-from stages.synthesis.targets import ClassTarget, quotas, target_sizes
-from stages.tracking import StageRun
+from stages.reporting.synthesis import save_progress, save_refused, save_samples
+from stages.synthesis.oversample import Beside, Recipe, Synthetic, oversample
+from stages.workflow.params import Params
+from stages.workflow.runs import StageRun
+from stages.workflow.schema import Synthesize as Section
+from stages.workflow.stage import stage
 
 REPORT = dataset.REPORTS / "synthesize"
 HISTORY_COLUMNS = ["step", "generator_loss", "discriminator_loss", "penalty"]
@@ -54,8 +52,8 @@ def synthesize(
         For images that the chosen method cannot make, a class of `per_class` that there is not, or a GAN
         whose training failed.
     """
-    from stages.synthesis.gan.trainer import GANConfig, GANConfigError
-    from stages.synthesis.gate.gate import GateConfig
+    from stages.synthesis.gan_trainer import GANConfig, GANConfigError
+    from stages.synthesis.gate import GateConfig
 
     default = ClassTarget(section.to, section.max_factor)
     per_class = {

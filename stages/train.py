@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stages.choices import model_spec, training_recipe
-from stages.dataset import (
+from stages.dataset.base import (
     AUGMENTED,
     INGESTED,
     MODELS,
@@ -27,24 +26,25 @@ from stages.dataset import (
     split_view,
     training_view,
 )
-from stages.dataset import SYNTHETIC as SYNTHETIC_DELTA
+from stages.dataset.base import SYNTHETIC as SYNTHETIC_DELTA
+from stages.dataset.files import new_folder, write_json
 from stages.errors import WinnowError
-from stages.files import new_folder, write_json
-from stages.learning.calibration import Calibration, calibrate
-from stages.learning.ensembles import Share, fold_shares, mean_history
 from stages.learning.loop import Fit, fit
-from stages.learning.machine.parallel import joined
+from stages.learning.losses import cap_made
 from stages.learning.metrics import fold_means, scores_of
-from stages.learning.models import Ensemble, ModelSpec, build_model, member_seed
+from stages.learning.models import Ensemble, build_model, member_seed
 from stages.learning.names import Device
-from stages.learning.prediction import predict
+from stages.learning.networks.layers import ModelSpec
+from stages.learning.parallel import joined
+from stages.learning.prediction import Calibration, calibrate, predict
 from stages.learning.recipe import Recipe, steps_per_epoch
+from stages.learning.splitting import Share, fold_shares, mean_history
 from stages.learning.store import save_model
-from stages.learning.weighting import cap_made
-from stages.params import Params
-from stages.params import Train as TrainParams
-from stages.runtime import stage
-from stages.tracking import StageRun
+from stages.workflow.choices import model_spec, training_recipe
+from stages.workflow.params import Params
+from stages.workflow.runs import StageRun
+from stages.workflow.schema import Train as TrainParams
+from stages.workflow.stage import stage
 
 TRANSITION = REPORTS / "detect_noise" / "transition.csv"
 # Outside the outs, which DVC deletes before each run; ignored by git and DVC.

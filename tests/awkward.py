@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.sources.base import UnusableError
+from stages.errors import UnusableError
 
 Item = bytes | NDArray[np.uint8] | UnusableError
 

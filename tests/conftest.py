@@ -21,8 +21,9 @@ os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
-from stages.dataset import CONFLICT_COLUMNS, Dataset, pixel_id
-from stages.params import Params, parse_params
+from stages.dataset.base import CONFLICT_COLUMNS, Dataset
+from stages.dataset.ids import pixel_id
+from stages.workflow.params import Params, parse_params
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from stages.reading.found import NO_LABEL, NO_SPLIT, SPLIT_CODE, Found
-from stages.samples.near import Pairs
-from stages.samples.splits import FrozenSplits
+from stages.images.near_duplicates import Pairs
+from stages.ingestion.blocks import NO_LABEL, NO_SPLIT, SPLIT_CODE, Found
+from stages.ingestion.splits import FrozenSplits
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from stages import ingest
-from stages.dataset import INGESTED, TRUTH, read_dataset
+from stages.dataset.base import INGESTED, TRUTH, read_dataset
 
 REPORT = Path("reports/ingest")
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from stages.issue_kinds import KINDS, OTHER_KINDS, flag_column, score_column
-from stages.noise.policy import KindPolicy, Policy
+from stages.curation.policy import KindPolicy, Policy
+from stages.dataset.issue_kinds import KINDS, OTHER_KINDS, flag_column, score_column
 
 KEEP = KindPolicy("keep", 0.5, "keep")
 # Label errors alone are acted on, and no class is protected.

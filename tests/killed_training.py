@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.dataset import View
+from stages.dataset.base import View
+from stages.learning import resume
 from stages.learning.loop import fit
-from stages.learning.models import Layers, ModelSpec, build_model
+from stages.learning.models import build_model
+from stages.learning.networks.layers import Layers, ModelSpec
 from stages.learning.recipe import Recipe
-from stages.learning.training import kept
-from stages.learning.training.trainer import Trainer
+from stages.learning.trainer import Trainer
 
 EPOCHS, STEPS = 5, 6
 
@@ -59,7 +60,7 @@ def trained(folder: Path | None, choices: dict[str, Any], at_step: int | None = 
 
 def _train(to: Connection, folder: Path | None, choices: dict[str, Any], ask_at: int | None = None) -> None:
     torch.set_num_threads(1)
-    kept._SHARE = math.inf  # after each epoch, however short
+    resume._SHARE = math.inf  # after each epoch, however short
     step = Trainer.step
 
     def told(trainer: Trainer) -> None:

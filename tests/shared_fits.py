@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tiny_repo import environment
 
-from stages.dataset import View
+from stages.dataset.base import View
 from stages.learning.loop import Fit, fit
-from stages.learning.machine.parallel import joined
-from stages.learning.models import ModelSpec, build_model
+from stages.learning.models import build_model
+from stages.learning.networks.layers import ModelSpec
+from stages.learning.parallel import joined
 from stages.learning.recipe import Recipe
 
 BASE = Recipe(

@@ -6,11 +6,12 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from stages import augment, dataset
+from stages import augment
+from stages.dataset import base as dataset
+from stages.dataset.delta import ClassTarget, quotas
+from stages.dataset.files import new_folder, write_table
 from stages.errors import WinnowError
-from stages.files import new_folder, write_table
-from stages.synthesis import judge
-from stages.synthesis.targets import ClassTarget, quotas
+from stages.learning import judge
 
 POLICY = [("Affine", {"rotate": [-10, 10], "p": 1.0})]
 

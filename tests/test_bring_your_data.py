@@ -19,8 +19,8 @@ from clones import ROOT, TINY, clone, environment, ran
 from PIL import Image
 from ruamel.yaml import YAML
 
-from stages.params import Columns, Ingest
-from stages.sources.base import REASONS
+from stages.errors import REASONS
+from stages.workflow.schema import Columns, Ingest
 
 PAGE = (ROOT / "docs/bring-your-data.md").read_text("utf-8")
 BLOCKS: dict[str, str] = dict(re.findall(r"<!-- run: ([\w-]+) -->\n```sh\n(.*?)```\n", PAGE, re.DOTALL))

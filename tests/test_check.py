@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from stages.check import check_params, main
 from stages.errors import WinnowError
 from stages.learning.networks.zoo import torchvision_names
-from stages.params import Params
+from stages.workflow.params import Params
 
 ROOT = Path(__file__).resolve().parent.parent
 VALID = Path("reports/check/valid.txt")

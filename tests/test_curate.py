@@ -7,9 +7,9 @@ from issue_table import clean_issues
 from ruamel.yaml import YAML
 
 from stages import curate
-from stages.dataset import Dataset, read_ledger, split_hash, split_view, write_dataset
-from stages.files import new_folder, write_table
-from stages.issue_kinds import KINDS
+from stages.dataset.base import Dataset, read_ledger, split_hash, split_view, write_dataset
+from stages.dataset.files import new_folder, write_table
+from stages.dataset.issue_kinds import KINDS
 
 
 def detect(workspace, base: Dataset, truth: pd.Series) -> None:

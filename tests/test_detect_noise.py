@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from stages import detect_noise
-from stages.dataset import Dataset, write_dataset
-from stages.files import new_folder, read_array, read_table
+from stages.dataset.base import Dataset, write_dataset
+from stages.dataset.files import new_folder, read_array, read_table
 from stages.noise.issues import ISSUE_COLUMNS
 
 
@@ -23,7 +23,7 @@ def quick(make_params, monkeypatch) -> None:
             "detect_noise.batch_size": 16,
         }
     )
-    monkeypatch.setattr("stages.runtime.load_params", lambda: params)
+    monkeypatch.setattr("stages.workflow.stage.load_params", lambda: params)
 
 
 def test_the_stage_writes_a_row_a_sample_and_the_same_bytes_twice(tiny_dataset: Dataset, workspace, quick):
@@ -145,7 +145,7 @@ def test_the_summary_counts_what_was_looked_for_and_says_why_not_the_rest(
     params = make_params(
         {"detect_noise.folds": 2, "detect_noise.repeats": 1, "detect_noise.image_checks": ["dark"]}
     )
-    monkeypatch.setattr("stages.runtime.load_params", lambda: params)
+    monkeypatch.setattr("stages.workflow.stage.load_params", lambda: params)
     images = tiny_dataset.images.copy()
     images[3] = 0
     with new_folder(workspace / "data/ingested") as folder:

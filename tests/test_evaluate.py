@@ -9,22 +9,15 @@ import pandas as pd
 import pytest
 
 from stages import evaluate
-from stages.dataset import (
-    DELTA_COLUMNS,
-    TRUTH_COLUMNS,
-    Dataset,
-    derived_id,
-    empty_delta,
-    split_view,
-    write_dataset,
-)
-from stages.files import read_table, write_json, write_table
-from stages.learning.loading.statistics import pixel_statistics
+from stages.dataset.base import DELTA_COLUMNS, TRUTH_COLUMNS, Dataset, empty_delta, split_view, write_dataset
+from stages.dataset.files import read_table, write_json, write_table
+from stages.dataset.ids import derived_id
 from stages.learning.loop import fit
-from stages.learning.models import ModelSpec, build_model
+from stages.learning.models import build_model, pixel_statistics
+from stages.learning.networks.layers import ModelSpec
 from stages.learning.recipe import Recipe
 from stages.learning.store import save_model
-from stages.tracking import StageRun
+from stages.workflow.runs import StageRun
 
 MODELS = ("baseline", "train", "finetune")
 
@@ -340,7 +333,7 @@ def test_all_models_are_asked_about_the_same_views(finished, make_params, monkey
 
     monkeypatch.setattr(prediction, "predict", spy)
     params = make_params({"evaluate.test_time": "flip_shift", "evaluate.bootstrap": 100})
-    monkeypatch.setattr("stages.runtime.load_params", lambda: params)
+    monkeypatch.setattr("stages.workflow.stage.load_params", lambda: params)
     evaluate.main([])
     assert seen == ["flip_shift"] * 3
     assert "means over changed copies" in Path("reports/evaluate/index.html").read_text("utf-8")

@@ -21,8 +21,8 @@ from sklearn.datasets import load_digits
 from stages import fetch as module
 from stages.errors import WinnowError
 from stages.fetch import fetch, main, read_torchvision
-from stages.sources.base import Block
-from stages.sources.opening import open_source
+from stages.ingestion.opening import open_source
+from stages.ingestion.source import Block
 
 
 def blocks(path: Path, scratch: Path) -> list[Block]:

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from stages import finetune
-from stages.dataset import Dataset, write_dataset
-from stages.files import new_folder, write_table
-from stages.learning.calibration import Calibration
-from stages.learning.models import ModelSpec, build_model, members_of
+from stages.dataset.base import Dataset, write_dataset
+from stages.dataset.files import new_folder, write_table
+from stages.learning.models import build_model, members_of
+from stages.learning.networks.layers import ModelSpec
+from stages.learning.prediction import Calibration
 from stages.learning.store import load_model, save_model
-from stages.tracking.registered import Registered
+from stages.workflow.models import Registered
 
 TINY = {"train.batch_size": 16, "finetune.head_epochs": 1, "finetune.epochs": 2}
 
@@ -41,7 +42,7 @@ def prepared(tiny_dataset: Dataset, workspace) -> Dataset:
 def use_params(make_params, monkeypatch):
     def use(changes=None) -> None:
         params = make_params(TINY | (changes or {}))
-        monkeypatch.setattr("stages.runtime.load_params", lambda: params)
+        monkeypatch.setattr("stages.workflow.stage.load_params", lambda: params)
 
     return use
 
@@ -215,8 +216,7 @@ def test_killed_between_two_phases_it_goes_on_and_writes_the_same(
     names = ["models/finetune/model.safetensors", "reports/finetune/summary.json"]
     whole = [(workspace / name).read_bytes() for name in names]
 
-    from stages.learning import loop
-    from stages.learning.transfer import modes
+    from stages.learning import adapting, loop
 
     epochs = []
 
@@ -228,7 +228,7 @@ def test_killed_between_two_phases_it_goes_on_and_writes_the_same(
 
         return loop.fit(*given, on_epoch=count, **rest)
 
-    monkeypatch.setattr(modes, "fit", fit)
+    monkeypatch.setattr(adapting, "fit", fit)
     with pytest.raises(InterruptedError):
         finetune.main([])
     assert (workspace / ".winnow/finetune").is_dir()

@@ -30,7 +30,8 @@ from ingesting import (
 from PIL import Image
 
 from stages import ingest
-from stages.dataset import INGESTED, SAMPLE_COLUMNS, TRUTH, TRUTH_COLUMNS, bytes_id, pixel_id, read_dataset
+from stages.dataset.base import INGESTED, SAMPLE_COLUMNS, TRUTH, TRUTH_COLUMNS, read_dataset
+from stages.dataset.ids import bytes_id, pixel_id
 from stages.fetch import fetch
 
 ROOT = Path(__file__).resolve().parent.parent

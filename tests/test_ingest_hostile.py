@@ -18,7 +18,7 @@ import pytest
 from ingesting import REPORT, change_params, fails, noise, picture, quarantine, run, samples
 from PIL import Image
 
-from stages.dataset import INGESTED, read_dataset
+from stages.dataset.base import INGESTED, read_dataset
 
 WRITTEN = ("repo/data/ingested", "repo/data/truth.parquet", "repo/reports/ingest", "repo/.winnow")
 

@@ -20,7 +20,7 @@ import pytest
 from ingesting import change_params, fails, noise, run, samples, summary
 from PIL import Image
 
-from stages.dataset import INGESTED, read_dataset, split_view
+from stages.dataset.base import INGESTED, read_dataset, split_view
 
 CLASSES = ["cat", "dog"]
 SPLITS = {"train": 14, "val": 4, "test": 6}

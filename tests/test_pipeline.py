@@ -115,7 +115,7 @@ def test_a_tracking_server_that_does_not_answer_is_only_a_warning(built):
     result = run(place, "dvc", "repro", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert result.returncode == 0, result.stderr
     assert ran(result.stdout) == ["check", "evaluate"]
-    assert "python -m stages.tracking" in result.stderr
+    assert "python -m stages.workflow.runs" in result.stderr
     assert "Traceback" not in result.stderr
 
 

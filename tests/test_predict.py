@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from stages import predict as stage
-from stages.learning.models import ModelSpec, Preprocessing, build_model
+from stages.ingestion.trees import FolderTree
+from stages.learning.models import build_model
+from stages.learning.networks.layers import ModelSpec, Preprocessing
 from stages.learning.prediction import predict
 from stages.learning.store import save_model
-from stages.sources.files.trees import FolderTree
 
 SPEC = ModelSpec(
     "small_cnn", ["a", "b"], (16, 16, 3), [0.4] * 3, [0.3] * 3, preprocessing=Preprocessing("crop", "rgb")

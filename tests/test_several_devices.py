@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import load_file
 from tiny_repo import change_parameter, environment
 
-from stages.dataset import Dataset, write_dataset
-from stages.files import new_folder
+from stages.dataset.base import Dataset, write_dataset
+from stages.dataset.files import new_folder
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_other_stages_are_not_for_torchrun(prepared: Path, monkeypatch, capsys):
 
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("stages.runtime.end_with_parent", lambda: None)
+    monkeypatch.setattr("stages.workflow.stage.end_with_parent", lambda: None)
     with pytest.raises(SystemExit) as ended:
         main([])
     assert ended.value.code == 2

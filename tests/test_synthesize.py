@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from stages import dataset, synthesize
-from stages.files import new_folder, write_table
+from stages import synthesize
+from stages.dataset import base as dataset
+from stages.dataset.files import new_folder, write_table
 
 FAST = {"steps": 4, "batch_size": 8, "latent_dim": 4, "width": 8, "snapshots": 2}
 MEASURE = SimpleNamespace(value=0.4, real=0.5, limit=0.25, passed=True)
@@ -63,7 +64,7 @@ def error_line(capsys):
 
 @pytest.fixture
 def quick_judge(monkeypatch):
-    from stages.synthesis import judge
+    from stages.learning import judge
 
     monkeypatch.setattr(judge, "_STEPS", (20, 20))
 
@@ -71,7 +72,7 @@ def quick_judge(monkeypatch):
 @pytest.fixture
 def open_gate(monkeypatch, quick_judge):
     """A gate that lets everything pass, and remembers what it was given."""
-    from stages.synthesis.gate import gate
+    from stages.synthesis import gate
 
     class Open:
         def __init__(self, real, config, *, judge, held_out, seed, groups=None):
@@ -229,7 +230,7 @@ def lost_after(monkeypatch):
     """Makes the GAN's weights no numbers after so many steps."""
     import torch
 
-    from stages.synthesis.gan.trainer import Trainer
+    from stages.synthesis.gan_trainer import Trainer
 
     step = Trainer.step
 

@@ -5,21 +5,14 @@ import pandas as pd
 import pytest
 
 from stages import train
-from stages.dataset import (
-    Dataset,
-    derived_id,
-    empty_delta,
-    read_ledger,
-    split_view,
-    training_view,
-    write_dataset,
-)
+from stages.dataset.base import Dataset, empty_delta, read_ledger, split_view, training_view, write_dataset
+from stages.dataset.files import new_folder, write_table
+from stages.dataset.ids import derived_id
 from stages.errors import WinnowError
-from stages.files import new_folder, write_table
-from stages.learning.calibration import Calibration
-from stages.learning.ensembles import Share
 from stages.learning.loop import Fit
 from stages.learning.models import members_of
+from stages.learning.prediction import Calibration
+from stages.learning.splitting import Share
 from stages.learning.store import load_model
 
 TINY = {
@@ -66,7 +59,7 @@ def prepared(tiny_dataset: Dataset, workspace, make_params, monkeypatch) -> Data
     with new_folder(workspace / "data/curated") as folder:
         write_table(folder / "ledger.parquet", keep_all(tiny_dataset))
     params = make_params(TINY)
-    monkeypatch.setattr("stages.runtime.load_params", lambda: params)
+    monkeypatch.setattr("stages.workflow.stage.load_params", lambda: params)
     return tiny_dataset
 
 
@@ -99,7 +92,7 @@ def test_train_sees_curated_augmented_and_synthetic_samples(prepared, workspace)
 
 def test_deltas_can_be_left_out_by_a_parameter(prepared, workspace, make_params, monkeypatch):
     params = make_params(TINY | {"train.use_augmented": False, "train.use_synthetic": False})
-    monkeypatch.setattr("stages.runtime.load_params", lambda: params)
+    monkeypatch.setattr("stages.workflow.stage.load_params", lambda: params)
     train.main([])
     assert summary(workspace, "train")["images"] == 59
 
@@ -109,7 +102,7 @@ def test_made_samples_weigh_at_most_so_many_times_the_real_ones(
 ):
     seen = spy_on_weights(monkeypatch)
     params = make_params(TINY | {"train.max_made": 0.15, "train.class_weighting": "none"})
-    monkeypatch.setattr("stages.runtime.load_params", lambda: params)
+    monkeypatch.setattr("stages.workflow.stage.load_params", lambda: params)
     train.main([])
     # class c: 10 real of weight 1, ten made of .3
     assert summary(workspace, "train")["made_scaled"] == {"c": 0.5}
@@ -138,7 +131,7 @@ def test_the_chosen_loss_is_that_of_train_and_not_of_the_baseline(
 
     def models_with(loss: str) -> dict[str, bytes]:
         params = make_params(TINY | {"train.loss": loss})
-        monkeypatch.setattr("stages.runtime.load_params", lambda: params)
+        monkeypatch.setattr("stages.workflow.stage.load_params", lambda: params)
         return models()
 
     plain, balanced = models_with("cross_entropy"), models_with("balanced_softmax")
@@ -209,7 +202,7 @@ def test_the_sources_weights_reach_both_models_and_labelled_samples_the_treated_
         with new_folder(workspace / "data" / name) as folder:
             write_dataset(folder, empty_delta(partly_labelled))
     params = make_params(TINY | {"train.class_weighting": "none"})
-    monkeypatch.setattr("stages.runtime.load_params", lambda: params)
+    monkeypatch.setattr("stages.workflow.stage.load_params", lambda: params)
     seen = spy_on_weights(monkeypatch)
     train.main([])
     train.main(["--view", "raw"])
@@ -224,7 +217,7 @@ def test_the_sources_weights_reach_both_models_and_labelled_samples_the_treated_
 
 def use(make_params, monkeypatch, **changes) -> None:
     params = make_params(TINY | {f"train.{name}": value for name, value in changes.items()})
-    monkeypatch.setattr("stages.runtime.load_params", lambda: params)
+    monkeypatch.setattr("stages.workflow.stage.load_params", lambda: params)
 
 
 def spy_on_fits(monkeypatch) -> list[dict]:

@@ -34,7 +34,7 @@ def work(run=None):
         print("out of memory")
         sys.exit(1)
     if "sleep" in what:
-        from stages.runtime import end_with_parent
+        from stages.workflow.stage import end_with_parent
 
         end_with_parent()
         pathlib.Path("pid").write_text(str(os.getpid()))
@@ -54,8 +54,8 @@ def work(run=None):
 
 
 if tracked:
-    from stages.params import load_params
-    from stages.tracking import stage_run
+    from stages.workflow.params import load_params
+    from stages.workflow.runs import stage_run
 
     with stage_run(name, load_params()) as run:
         work(run)

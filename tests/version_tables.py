@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from stages.dataset import LEDGER_COLUMNS, SAMPLE_COLUMNS
+from stages.dataset.base import LEDGER_COLUMNS, SAMPLE_COLUMNS
 
 
 def samples_of(rows: dict[str, str], weight: dict[str, float] | None = None) -> pd.DataFrame:

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.cifar_images import Cifar
-from stages.dataset import View
-from stages.learning.models import ModelSpec
+from stages.dataset.base import View
+from stages.learning.networks.layers import ModelSpec
 from stages.learning.recipe import Recipe
 
 # 476 steps: 9.9 passes over 48 full batches, rounded up. Fourteen "epochs" of 34 steps divide them.

@@ -40,7 +40,7 @@ from benchmarks.gpu.machine import ARCHIVE, data_file, make_parser, measured, op
 from benchmarks.gpu.series import add_settings, given_settings
 from benchmarks.results import Row
 from stages.errors import WinnowError
-from stages.runtime import clean_exit
+from stages.workflow.stage import clean_exit
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def measure_stage(cifar: Cifar, seed: int, options: argparse.Namespace, bench: Bench) -> Row:
     """Seconds and peak memory of one training as the stage has it."""
-    from stages.synthesis.gan.training import train_gan
+    from stages.synthesis.gan_training import train_gan
 
     config = default_config()
     config = replace(config, steps=options.stage_steps or config.steps)

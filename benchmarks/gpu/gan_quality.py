@@ -18,20 +18,20 @@ from benchmarks.gpu.series import as_key, keep
 from benchmarks.measuring import ROOT
 from benchmarks.planting import kept
 from benchmarks.results import Row, read_results
-from stages.dataset import View
+from stages.dataset.base import View
 from stages.errors import WinnowError
-from stages.params import PARAMS_FILE, load_params
+from stages.workflow.params import PARAMS_FILE, load_params
 
 if TYPE_CHECKING:
     import torch
 
     from benchmarks.cifar_images import Cifar
+    from stages.learning.judge import Judge
     from stages.learning.names import Device
-    from stages.synthesis.gan.trainer import GANConfig
-    from stages.synthesis.judge import Judge
+    from stages.synthesis.gan_trainer import GANConfig
 
 PLACE = Path(".winnow/bench/gpu/gan")
-_CODE = ("stages/synthesis/gan/*.py", "stages/synthesis/judge.py", "benchmarks/gan_figures.py")
+_CODE = ("stages/synthesis/gan_*.py", "stages/learning/judge.py", "benchmarks/gan_figures.py")
 _LOADING, _PROBED, _FEWEST = 16, 200, 16  # steps
 # Seconds in which the command is to end, and what is left of them for the figures.
 _TOGETHER, _FIGURES = 9.5 * 60, 75
@@ -105,7 +105,7 @@ def _code() -> str:
 
 def default_config() -> GANConfig:
     """The GAN as params.yaml has it."""
-    from stages.synthesis.gan.trainer import GANConfig
+    from stages.synthesis.gan_trainer import GANConfig
 
     return GANConfig(**load_params(ROOT / PARAMS_FILE).synthesize.gan.model_dump())
 
@@ -143,7 +143,7 @@ class _Work:
     @cached_property
     def judge(self) -> Judge:
         """In whose features images are compared; trained on images that are in no other part."""
-        from stages.synthesis.judge import train_judge
+        from stages.learning.judge import train_judge
 
         return train_judge(self.judged, seed=self.settings.seed, device=self.bench.name)
 
@@ -154,7 +154,7 @@ class _Work:
         return kept("gpu_gan_images", key, self._make)
 
     def _make(self) -> dict[str, Images]:
-        from stages.synthesis.gan.training import train_gan
+        from stages.synthesis.gan_training import train_gan
 
         unseen = self.judge.fold == 0
         config = replace(self._config(), steps=self._steps())
@@ -201,7 +201,7 @@ class _Work:
 
     def _steps(self) -> int:
         """As many as the minutes are worth, by a short training; once found they stay."""
-        from stages.synthesis.gan.training import train_gan
+        from stages.synthesis.gan_training import train_gan
 
         facts = self.facts | {"step": "plan"}
         if row := self.bench.find(facts):

@@ -44,7 +44,7 @@ from benchmarks.gpu.machine import Span, describe, make_parser, measured, open_d
 from benchmarks.gpu.series import as_key, keep
 from benchmarks.results import Row, read_results
 from stages.errors import WinnowError
-from stages.runtime import clean_exit
+from stages.workflow.stage import clean_exit
 
 if TYPE_CHECKING:
     from stages.learning.names import Device

@@ -69,8 +69,8 @@ def _images(count: int) -> NDArray[np.uint8]:
 
 
 def _model(architecture: str, images: NDArray[np.uint8]) -> Classifier:
-    from stages.learning.loading.statistics import pixel_statistics
-    from stages.learning.models import ModelSpec, build_model
+    from stages.learning.models import build_model, pixel_statistics
+    from stages.learning.networks.layers import ModelSpec
 
     statistics = pixel_statistics(images[:_BLOCK])
     return build_model(ModelSpec(architecture, _NAMES, (SIDE, SIDE, 3), *statistics), seed=0)
@@ -78,7 +78,7 @@ def _model(architecture: str, images: NDArray[np.uint8]) -> Classifier:
 
 def _epoch(architecture: str, job: Job) -> Work:
     """One pass of the training loop; not compiled, so that all sizes compute the same."""
-    from stages.dataset import View
+    from stages.dataset.base import View
     from stages.learning.loop import fit
     from stages.learning.recipe import Recipe
 
@@ -108,7 +108,7 @@ def _predict(architecture: str, job: Job) -> Work:
 
 def _statistics(job: Job) -> Work:
     """Mean and standard deviation of the pixels."""
-    from stages.learning.loading.statistics import pixel_statistics
+    from stages.learning.models import pixel_statistics
 
     images = _images(job.images)
     return lambda: pixel_statistics(images)
@@ -116,8 +116,8 @@ def _statistics(job: Job) -> Work:
 
 def _view(job: Job) -> Work:
     """The training view of a base on disk (eight images of ten are in training) and its ledger."""
-    from stages import dataset
-    from stages.files import write_json, write_table
+    from stages.dataset import base as dataset
+    from stages.dataset.files import write_json, write_table
 
     samples, issues = tables(job.images)
     shape = (job.images, SIDE, SIDE, 3)
@@ -151,7 +151,7 @@ def _neighbours(job: Job) -> Work:
     import sklearn.cluster
     import sklearn.neighbors  # noqa: F401 (loaded here, not while it is measured)
 
-    from stages.noise.nearest import nearest_neighbours
+    from stages.noise.neighbourhood import nearest_neighbours
 
     points = embeddings(job.images)
     return lambda: nearest_neighbours(points, 10)
@@ -159,9 +159,9 @@ def _neighbours(job: Job) -> Work:
 
 def _near_duplicates(job: Job) -> Work:
     """Hashes, and the pairs that show the same picture, among thumbnails of which one in 50 has a copy."""
-    from stages.params import PARAMS_FILE, load_params
-    from stages.reading.perceptual import perceptual_hashes
-    from stages.samples.near import near_pairs
+    from stages.images.near_duplicates import near_pairs
+    from stages.images.perceptual import perceptual_hashes
+    from stages.workflow.params import PARAMS_FILE, load_params
 
     thumbs = thumbnails(job.images)
     similarity = load_params(ROOT / PARAMS_FILE).ingest.near_duplicates or 0.85
@@ -252,7 +252,7 @@ def tables(count: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Samples, and issues in the same order: one label in ten suspected, one sample in 100 odd otherwise."""
     import pandas as pd
 
-    from stages.issue_kinds import OTHER_KINDS, flag_column, score_column
+    from stages.dataset.issue_kinds import OTHER_KINDS, flag_column, score_column
 
     rng = np.random.default_rng(4)
     names = np.asarray(_NAMES, object)
@@ -285,10 +285,10 @@ def _decision(samples: pd.DataFrame, issues: pd.DataFrame) -> Callable[[], pd.Da
     import pandas as pd
 
     from stages.curate import read_policy
-    from stages.dataset import CONFLICT_COLUMNS
-    from stages.noise.ledger import build_ledger
-    from stages.params import PARAMS_FILE, load_params
-    from stages.review.reviews import COLUMNS
+    from stages.curation.ledger import build_ledger
+    from stages.curation.reviews import COLUMNS
+    from stages.dataset.base import CONFLICT_COLUMNS
+    from stages.workflow.params import PARAMS_FILE, load_params
 
     reviews, conflicts = (
         pd.DataFrame({name: pd.Series(dtype="str") for name in names})

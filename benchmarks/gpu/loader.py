@@ -5,7 +5,7 @@
 
 Both bring CIFAR-10's 50,000 training images to the GPU once, and then give shuffled batches of 1,024 with
 shifts of two pixels and flips every other time: normalised pixels, and labels. Winnow's side is the training
-loop's own (`stages.learning.training.feed`). Nothing computes with the batches: what is measured is how
+loop's own (`stages.learning.batches`). Nothing computes with the batches: what is measured is how
 often they could come. The sides take 40 passes in turn, long beside the groups that batches are made in
 here; the first ones, which prepare, are left out, and so are the last images of a pass, which make no whole
 batch. The aim is a ratio of .95 at least.
@@ -28,7 +28,7 @@ from benchmarks.cifar_images import Cifar
 from benchmarks.gpu.machine import ARCHIVE, data_file, describe, make_parser, measured, open_device, wait
 from benchmarks.gpu.turns import Rounds, speed_table
 from stages.errors import WinnowError
-from stages.runtime import clean_exit
+from stages.workflow.stage import clean_exit
 
 if TYPE_CHECKING:
     import torch
@@ -168,10 +168,10 @@ def _peer(peer: ModuleType, batch_size: int, device: torch.device) -> Deliver:
 def _ours(cifar: Cifar, batches: int, batch_size: int, device: torch.device) -> Deliver:
     import torch
 
-    from stages.learning.loading.statistics import pixel_statistics
-    from stages.learning.models import ModelSpec, build_model
+    from stages.learning.batches import Feed
+    from stages.learning.models import build_model, pixel_statistics
+    from stages.learning.networks.layers import ModelSpec
     from stages.learning.recipe import Recipe
-    from stages.learning.training.feed import Feed
 
     shape: tuple[int, int, int] = cifar.images.shape[1:]
     # Any network will do: they all normalise in the same way.

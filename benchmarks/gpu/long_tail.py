@@ -37,9 +37,9 @@ from benchmarks.gpu.machine import ARCHIVE, data_file, describe, make_parser, me
 from benchmarks.gpu.series import Budget, add_settings, as_key, given_settings, keep, spread
 from benchmarks.gpu.tail_arms import ARMS, changed, published_tail, second_plan
 from benchmarks.results import Row, read_results
-from stages.dataset import View
+from stages.dataset.base import View
 from stages.errors import WinnowError
-from stages.runtime import clean_exit
+from stages.workflow.stage import clean_exit
 
 if TYPE_CHECKING:
     from stages.learning.names import Device
@@ -203,11 +203,11 @@ def run(plan: Plan, arm: str, seed: int) -> Row:
     """One result: the tail of the seed, trained on in the arm's way and scored."""
     import torch
 
-    from stages.learning.loading.statistics import pixel_statistics
+    from stages.learning.adapting import transfer
     from stages.learning.loop import fit
-    from stages.learning.models import ModelSpec, build_model
+    from stages.learning.models import build_model, pixel_statistics
+    from stages.learning.networks.layers import ModelSpec
     from stages.learning.prediction import predict
-    from stages.learning.transfer.modes import transfer
 
     settings, target = plan.settings, torch.device(plan.device)
     if plan.device == "cpu" and plan.jobs > 1:

@@ -15,17 +15,17 @@ from benchmarks.gpu.machine import Span, measured
 from benchmarks.measuring import ROOT
 from benchmarks.remedies_data import Suspicion, Task, curate
 from benchmarks.results import Row
-from stages.dataset import View
-from stages.params import PARAMS_FILE, load_params
+from stages.dataset.base import View
+from stages.workflow.params import PARAMS_FILE, load_params
 
 if TYPE_CHECKING:
     import torch
 
+    from stages.learning.adapting import Phase
     from stages.learning.loop import Fit
     from stages.learning.models import Classifier
     from stages.learning.names import Device
     from stages.learning.recipe import Recipe
-    from stages.learning.transfer.modes import Phase
 
 # As the stage `finetune` has it: losses against wrong labels stay, others give way to even sampling.
 _KEPT_LOSSES = ("generalised_cross_entropy", "symmetric_cross_entropy", "early_learning")
@@ -189,8 +189,7 @@ class Chain:
         return self.place.is_dir() and any(self.place.rglob("*.part"))
 
     def _cross_validate(self) -> Any:
-        from stages.noise.ensemble import Ensemble
-        from stages.noise.folds import cross_validate
+        from stages.noise.folds import Ensemble, cross_validate
 
         settings = self.settings
         noise = load_params(ROOT / PARAMS_FILE).detect_noise
@@ -217,9 +216,9 @@ class Chain:
         )
 
     def _fit(self, view: View, recipe: Recipe, transition: NDArray[np.float64] | None) -> Fit:
-        from stages.learning.loading.statistics import pixel_statistics
         from stages.learning.loop import fit
-        from stages.learning.models import ModelSpec, build_model
+        from stages.learning.models import build_model, pixel_statistics
+        from stages.learning.networks.layers import ModelSpec
 
         images = self.task.train.images
         spec = ModelSpec(self.settings.model, view.classes, images.shape[1:], *pixel_statistics(images))
@@ -235,7 +234,7 @@ class Chain:
         )
 
     def _finetune(self, model: Classifier, view: View, recipe: Recipe) -> None:
-        from stages.learning.transfer.modes import transfer
+        from stages.learning.adapting import transfer
 
         transfer(
             model,
@@ -278,8 +277,8 @@ def training_recipe(settings: Settings, images: int, suspicion: Suspicion | None
 
 def finetuning_plan(model: Classifier, settings: Settings, recipe: Recipe) -> list[Phase]:
     """The phases, as the stage `finetune` has them: classes drawn equally often, in params.yaml's mode."""
-    from stages.learning.networks import stages_of
-    from stages.learning.transfer.modes import phases
+    from stages.learning.adapting import phases
+    from stages.learning.networks.zoo import stages_of
 
     choices = load_params(ROOT / PARAMS_FILE).finetune
     return phases(

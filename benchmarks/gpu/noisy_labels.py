@@ -36,7 +36,7 @@ from benchmarks.gpu.noisy_chain import Chain, Settings, settings_by_default
 from benchmarks.gpu.series import Budget, add_settings, as_key, given_settings, keep, spread
 from benchmarks.remedies_data import LABELS, read_task
 from benchmarks.results import Row, read_results
-from stages.runtime import clean_exit
+from stages.workflow.stage import clean_exit
 
 if TYPE_CHECKING:
     import torch

@@ -38,9 +38,9 @@ from numpy.typing import NDArray
 
 from benchmarks.gpu.machine import ARCHIVE, data_file, describe, make_parser, measured, open_device, wait
 from benchmarks.gpu.turns import Rounds, speed_table
-from stages.dataset import View
+from stages.dataset.base import View
 from stages.errors import WinnowError
-from stages.runtime import clean_exit
+from stages.workflow.stage import clean_exit
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +81,8 @@ class Task:
 
     def model(self) -> Classifier:
         """The network that all begin with."""
-        from stages.learning.models import ModelSpec, build_model
+        from stages.learning.models import build_model
+        from stages.learning.networks.layers import ModelSpec
 
         shape: tuple[int, int, int] = self.images.shape[1:]
         return build_model(ModelSpec(self.architecture, self.classes, shape, self.mean, self.std), seed=0)
@@ -96,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     options = _parser().parse_args(argv)
     with clean_exit("resnet18"):
         from benchmarks.gpu.reference_loop import usable_workers
-        from stages.learning.machine.devices import choose_autocast
+        from stages.learning.devices import choose_autocast
 
         if options.images < options.batch_size or options.batch_size < 1:
             raise WinnowError("--images must be as many as --batch-size at least, and that 1 or more")
@@ -136,7 +137,7 @@ def _read(archive: Path, options: argparse.Namespace) -> Task:
     """Images of all classes in equal shares, in memory and as files."""
     from benchmarks.cifar_images import read_cifar10
     from benchmarks.training_sides import write_files
-    from stages.learning.loading.statistics import pixel_statistics
+    from stages.learning.models import pixel_statistics
 
     data, count = read_cifar10(archive), options.images
     if count > len(data.labels):

@@ -10,14 +10,14 @@ import numpy as np
 from benchmarks.cifar_images import Cifar
 from benchmarks.measuring import ROOT
 from benchmarks.remedies_data import view_of
-from stages.dataset import View
+from stages.dataset.base import View
 from stages.errors import WinnowError
-from stages.params import PARAMS_FILE, load_params
+from stages.workflow.params import PARAMS_FILE, load_params
 
 if TYPE_CHECKING:
+    from stages.learning.adapting import Phase
     from stages.learning.models import Classifier
     from stages.learning.recipe import Recipe
-    from stages.learning.transfer.modes import Phase
 
 BASELINE = "cross_entropy"
 _DEVELOPMENT = 100  # images a class of the training set, that settings are chosen by
@@ -87,7 +87,7 @@ ARMS = {
 
 def changed(recipe: Recipe, name: str) -> Recipe:
     """The recipe of an arm, whose own epochs are those of the others times `longer`."""
-    from stages.choices import training_recipe
+    from stages.workflow.choices import training_recipe
 
     arm, changes = ARMS[name], dict(ARMS[name].changes)
     if name.startswith("default"):
@@ -99,8 +99,8 @@ def changed(recipe: Recipe, name: str) -> Recipe:
 
 def second_plan(model: Classifier, recipe: Recipe, stage: Stage) -> list[Phase]:
     """The phases of what follows the training by `recipe`."""
-    from stages.learning.networks import stages_of
-    from stages.learning.transfer.modes import phases
+    from stages.learning.adapting import phases
+    from stages.learning.networks.zoo import stages_of
 
     choices = load_params(ROOT / PARAMS_FILE).finetune
     return phases(

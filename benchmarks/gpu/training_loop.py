@@ -34,7 +34,7 @@ from benchmarks.cifar_images import Cifar
 from benchmarks.gpu.airbench_recipe import BATCH, STEPS, recipe, spec, view
 from benchmarks.gpu.machine import ARCHIVE, Span, data_file, describe, make_parser, measured, open_device
 from benchmarks.gpu.turns import Rounds
-from stages.runtime import clean_exit
+from stages.workflow.stage import clean_exit
 
 if TYPE_CHECKING:
     import torch

@@ -19,17 +19,16 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from stages.dataset import View
+from stages.dataset.base import View
 from stages.errors import WinnowError
-from stages.learning.machine.devices import choose_autocast, choose_device, chosen_kernels
-from stages.learning.machine.parallel import World, world
+from stages.learning.devices import choose_autocast, choose_device, chosen_kernels
 from stages.learning.models import Classifier
 from stages.learning.names import Device, Precision
+from stages.learning.parallel import World, world
 from stages.learning.prediction import predict
 from stages.learning.recipe import Recipe
-from stages.learning.training.interruption import Termination
-from stages.learning.training.kept import KeptTraining, training_key
-from stages.learning.training.trainer import Trainer
+from stages.learning.resume import KeptTraining, Termination, training_key
+from stages.learning.trainer import Trainer
 
 _BALANCING_LOSSES = ("balanced_softmax", "ldam")
 

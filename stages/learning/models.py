@@ -1,104 +1,39 @@
-"""Classifiers: each takes uint8 images as the dataset holds them, and normalises by itself."""
+"""Statistics of pixels, which models normalise by.
+
+Classifiers: each takes uint8 images as the dataset holds them, and normalises by itself.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stages.errors import WinnowError
-from stages.learning.names import Activation, Initialisation, Normalisation
-from stages.learning.networks import build_backbone
+from stages.learning.networks.catalogue import build_backbone
+from stages.learning.networks.layers import ModelSpec
+
+_STATISTICS_BATCH = 4096
 
 
-@dataclass(frozen=True)
-class Layers:
-    """What networks of our own are built of; torchvision's and timm's take none of it.
-
-    Attributes
-    ----------
-    activation : see `stages.learning.networks.layers`
-    initialisation : `auto` fits the activation: Xavier for sigmoid and tanh, He for the others, with
-        the scale left to the normalisation where there is one
-    normalisation : after each layer
-    dropout : chance of each feature to be zeroed before the head; between layers of MLPs and recurrent nets
-    stochastic_depth : chance of the last residual block to be skipped, rising to it from 0 (Huang et al.,
-        arXiv 1603.09382)
-    residual : connections around blocks, for mlp and small_cnn; ResNets always have them
-    """
-
-    activation: Activation = "relu"
-    initialisation: Initialisation = "auto"
-    normalisation: Normalisation = "batch"
-    dropout: float = 0.0
-    stochastic_depth: float = 0.0
-    residual: bool = False
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How an encoded image becomes what the model takes; as in the section `ingest` of params.yaml.
-
-    Attributes
-    ----------
-    resize : `crop`, `pad` or `stretch`
-    color : `grey` or `rgb`
-    """
-
-    resize: str
-    color: str
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """All that is needed to rebuild a model around its weights; the content of `model.json`.
-
-    Attributes
-    ----------
-    architecture : see `stages.learning.networks`
-    classes : class names in index order
-    image_shape : height, width and channels of the images it takes
-    mean, std : of the pixels, on the 0 to 1 scale; one value a channel of the network's input
-    pretrained_stem : keep torchvision's own stem and three channels, as pretrained weights need
-    layers : what networks of our own are built of
-    members : networks of an ensemble, all of this architecture
-    second_classes : class names of a second head; empty: there is none
-    temperature : logits are divided by it for probabilities (Guo et al., arXiv 1706.04599)
-    preprocessing : of encoded images; None where it is not known
-    """
-
-    architecture: str
-    classes: list[str]
-    image_shape: tuple[int, int, int]
-    mean: list[float]
-    std: list[float]
-    pretrained_stem: bool = False
-    layers: Layers = field(default_factory=Layers)
-    members: int = 1
-    second_classes: list[str] = field(default_factory=list)
-    temperature: float = 1.0
-    preprocessing: Preprocessing | None = None
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> ModelSpec:
-        """The inverse of `to_json`; a WinnowError for what is not a description of a model."""
-        try:
-            own = {**content, "image_shape": tuple(content["image_shape"])}
-            own["layers"] = Layers(**content.get("layers", {}))
-            how = content.get("preprocessing")
-            own["preprocessing"] = None if how is None else Preprocessing(**how)
-            return cls(**own)
-        except (TypeError, KeyError) as error:
-            raise WinnowError(f"not the description of a Winnow model: {error}") from error
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {**asdict(self), "image_shape": list(self.image_shape)}
+def pixel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, on the 0 to 1 scale."""
+    channels = images.shape[-1]
+    counts = np.zeros((channels, 256), np.int64)
+    # In float64, all at once, they take 8 times the room.
+    for start in range(0, len(images), _STATISTICS_BATCH):
+        pixels = images[start : start + _STATISTICS_BATCH].reshape(-1, channels)
+        for channel in range(channels):
+            counts[channel] += np.bincount(pixels[:, channel], minlength=256)
+    values, total = np.arange(256) / 255.0, counts[0].sum()
+    mean = counts @ values / total
+    variance = (counts * (values - mean[:, None]) ** 2).sum(1) / total
+    std = np.maximum(np.sqrt(variance), 1.0 / 255.0)
+    return [round(float(x), 6) for x in mean], [round(float(x), 6) for x in std]
 
 
 class Classifier(nn.Module):

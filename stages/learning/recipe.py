@@ -5,15 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from stages.learning.names import (
-    ClassWeighting,
-    Compile,
-    Loss,
-    Optimiser,
-    Precision,
-    Sampling,
-    Schedule,
-)
+from stages.learning.names import ClassWeighting, Compile, Loss, Optimiser, Precision, Sampling, Schedule
 
 
 @dataclass(frozen=True)

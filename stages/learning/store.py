@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stages.errors import WinnowError
-from stages.learning.models import Classifier, ModelSpec, build_model
+from stages.learning.models import Classifier, build_model
+from stages.learning.networks.layers import ModelSpec
 
 WEIGHTS, SPEC = "model.safetensors", "model.json"
 

@@ -1,4 +1,4 @@
-"""Finding out what is wrong with samples, and deciding what is done about it."""
+"""Finding out which labels and images are wrong."""
 
 from stages.noise.labels import find_label_errors
 

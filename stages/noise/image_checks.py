@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from stages.dataset.issue_kinds import PIXEL_KINDS, SHAPE_KINDS, flag_column, score_column
 from stages.errors import WinnowError
-from stages.issue_kinds import PIXEL_KINDS, SHAPE_KINDS, flag_column, score_column
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,14 +8,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stages.dataset import label_indices
+from stages.dataset.base import label_indices
+from stages.dataset.issue_kinds import EMBEDDING_KINDS, KINDS, OTHER_KINDS, flag_column, score_column
 from stages.errors import WinnowError
-from stages.issue_kinds import EMBEDDING_KINDS, KINDS, OTHER_KINDS, flag_column, score_column
 from stages.noise.image_checks import ON, Checks, image_issues
 from stages.noise.labels import better_than_chance, find_label_errors, suggest_labels
-from stages.noise.nearest import nearest_neighbours, neighbours_of
 from stages.noise.neighbourhood import (
     all_alike,
+    nearest_neighbours,
+    neighbours_of,
     order_issues,
     outliers_and_duplicates,
     underperforming_groups,

@@ -6,91 +6,19 @@ it is given, and the page forbids itself scripts and anything from elsewhere.
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stages.ids import SPLITS, hex_ids
+from stages.dataset.ids import SPLITS, hex_ids
 from stages.reporting import card_sections as sections
 from stages.reporting import sheets
-from stages.reporting.pages import render_template
-
-THUMBNAIL = 72  # pixels a side that a picture takes in the page
-
-
-@dataclass(frozen=True)
-class Card:
-    """Everything that the page tells; tables may be empty, but have their columns.
-
-    Attributes
-    ----------
-    source : as the user named it
-    kind : what it was read as, a few words
-    notes, warnings : a line each
-    summary : content of `summary.json`; a count that is missing is left out of the page.
-        `files` (met in the source), `splits_brought_by_source`, `splits_frozen`,
-        `splits_frozen_absent`, `splits_frozen_overruled`, `conflicts`, `near_duplicate_sets`,
-        `near_duplicates`, `left_out`, `groups` (of more than one image), `planted`
-    counts : `class` (None where there is no label), `split`, `count`; in index order of the classes
-    sizes : `width`, `height` (native, pixels), `count`; a row for each size
-    channels : `split`, `channel`, `mean`, `std` (0 to 255, over the squares as stored)
-    duplicates : `sample_id`, `source`, `label`, `split`, `kept_id`, `kept_source`; a row for each copy
-        that was collapsed into another
-    near_duplicates : `sample_id`, `source`, `label`, `split`, `set`, `nearest_id`, `similarity`,
-        `outcome`
-    conflicts : `sample_id`, `label`, `source`; a row for each file that claimed a label
-    quarantine : `path`, `reason`, `detail`
-    examples : of `choose_examples`
-    picture : stored squares by `sample_id`, uint8 n×S×S×C; a KeyError where one is not in the base
-    image_size : side of the stored squares, pixels
-    resize, color : how they were made
-    val_share, test_share : wanted of what there is to deal, 0 to 1; None where it is not known
-    """
-
-    source: str
-    kind: str
-    notes: Sequence[str]
-    warnings: Sequence[str]
-    summary: Mapping[str, Any]
-    counts: pd.DataFrame
-    sizes: pd.DataFrame
-    channels: pd.DataFrame
-    duplicates: pd.DataFrame
-    near_duplicates: pd.DataFrame
-    conflicts: pd.DataFrame
-    quarantine: pd.DataFrame
-    examples: pd.DataFrame
-    picture: Callable[[Sequence[str]], NDArray[np.uint8]]
-    image_size: int
-    resize: Literal["crop", "pad", "stretch"]
-    color: Literal["grey", "rgb"]
-    val_share: float | None = None
-    test_share: float | None = None
-
-    def images(self, sample_ids: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
-        """Those of the images that there are, by id."""
-        wanted = list(dict.fromkeys(sample_ids))
-        if not wanted:
-            return {}
-        try:
-            return dict(zip(wanted, self.picture(wanted), strict=True))
-        except KeyError:
-            if len(wanted) == 1:
-                return {}
-        return {key: image for one in wanted for key, image in self.images([one]).items()}
-
-    def thumbnails(self, sample_ids: Sequence[str]) -> dict[str, str]:
-        """The same as addresses that hold their PNG."""
-        return {
-            key: inline(sheets.thumbnail_png(image, THUMBNAIL))
-            for key, image in self.images(sample_ids).items()
-        }
+from stages.reporting.card_sections import THUMBNAIL, Card, inline
+from stages.reporting.page import render_template
 
 
 def choose_examples(
@@ -182,8 +110,3 @@ def sample_sheet(card: Card) -> bytes:
         for name, group in card.examples.groupby("label", sort=False, dropna=False)
     ]
     return sheets.image_rows(rows, empty="no samples")
-
-
-def inline(png: bytes) -> str:
-    """The address of a picture that holds the picture."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

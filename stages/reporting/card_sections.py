@@ -1,22 +1,80 @@
 """The sections of the data card: from a `Card` to what its template shows.
 
 Tables may have a million rows: only what is shown is turned into Python objects.
+
+What each reason of the quarantine (`sources.base.REASONS`) means, and what to do about it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stages.ids import SPLITS
-from stages.reporting.figures import shorten
-from stages.reporting.reasons import REASONS
+from stages.dataset.ids import SPLITS
+from stages.errors import shorten
+from stages.reporting import sheets
 
-if TYPE_CHECKING:
-    from stages.reporting.card import Card
+REASONS: dict[str, tuple[str, str]] = {
+    "unreadable": (
+        "The file system, the archive or the table did not give its bytes.",
+        "Look at permissions, and whether the copy or download is complete.",
+    ),
+    "not_an_image": (
+        "None of the image formats that are read, whatever its name says.",
+        "Delete it, or convert it to JPEG or PNG.",
+    ),
+    "damaged": ("An image that is cut off or corrupt.", "Fetch it again from where it came, or delete it."),
+    "too_large": (
+        "More bytes or pixels than are opened.",
+        "Reduce the image before it comes in, or delete it.",
+    ),
+    "unsupported_pixels": (
+        "Pixel values without a known range, such as floating point.",
+        "Save it with 8 or 16 bits a channel.",
+    ),
+    "outside_source": (
+        "A link or path that leaves the source's folder.",
+        "Put the file itself into the source.",
+    ),
+    "linked_folder": (
+        "A link to a folder, which is not followed.",
+        "Put the folder itself into the source.",
+    ),
+    "no_class_folder": (
+        "Lies beside the class folders, not in one.",
+        "Move it into its class's folder, or into unlabeled/.",
+    ),
+    "bad_name": (
+        "A file name with control characters, such as a line break.",
+        "Rename the file.",
+    ),
+    "bad_label": (
+        "A class name that is blank, no plain text, or a path that climbs.",
+        "Correct the name of the folder, or the label in the table.",
+    ),
+    "bad_row": (
+        "A row of the table whose split, weight or number of columns cannot be right.",
+        "Correct the row; the detail says which.",
+    ),
+    "conflicting_labels": (
+        "The same pixels under two labels. One copy goes on, for a reviewer where no split decides.",
+        "Decide in make review, or delete the file that is wrong.",
+    ),
+    "leakage": (
+        "Near to, or in one group with, an image in validation or test: training on it would leak.",
+        "Nothing, unless the source's own splits or groups are yours to change.",
+    ),
+    "bridges_splits": (
+        "New, and near to images of two splits: it can be in neither.",
+        "Nothing: images much like it are in the data already.",
+    ),
+}
 
 _LARGEST, _SMALLEST = 20, 10  # classes shown where there are more than both together
 _SIZES = 8  # sizes in the table
@@ -24,6 +82,7 @@ _SETS, _MEMBERS = 6, 8  # sets of duplicates, and pictures of each
 _ROWS = 20  # of the quarantine
 _LONGEST = 160  # characters of a name or a detail
 _ELONGATED = 2  # times as long as wide
+THUMBNAIL = 72  # pixels a side that a picture takes in the page
 
 
 def count_text(number: float) -> str:
@@ -376,3 +435,77 @@ def _refused(card: Card) -> dict[str, Any]:
 
 def _label(name: object) -> str:
     return "no label" if pd.isna(name) else str(name)
+
+
+@dataclass(frozen=True)
+class Card:
+    """Everything that the page tells; tables may be empty, but have their columns.
+
+    Attributes
+    ----------
+    source : as the user named it
+    kind : what it was read as, a few words
+    notes, warnings : a line each
+    summary : content of `summary.json`; a count that is missing is left out of the page.
+        `files` (met in the source), `splits_brought_by_source`, `splits_frozen`,
+        `splits_frozen_absent`, `splits_frozen_overruled`, `conflicts`, `near_duplicate_sets`,
+        `near_duplicates`, `left_out`, `groups` (of more than one image), `planted`
+    counts : `class` (None where there is no label), `split`, `count`; in index order of the classes
+    sizes : `width`, `height` (native, pixels), `count`; a row for each size
+    channels : `split`, `channel`, `mean`, `std` (0 to 255, over the squares as stored)
+    duplicates : `sample_id`, `source`, `label`, `split`, `kept_id`, `kept_source`; a row for each copy
+        that was collapsed into another
+    near_duplicates : `sample_id`, `source`, `label`, `split`, `set`, `nearest_id`, `similarity`,
+        `outcome`
+    conflicts : `sample_id`, `label`, `source`; a row for each file that claimed a label
+    quarantine : `path`, `reason`, `detail`
+    examples : of `choose_examples`
+    picture : stored squares by `sample_id`, uint8 n×S×S×C; a KeyError where one is not in the base
+    image_size : side of the stored squares, pixels
+    resize, color : how they were made
+    val_share, test_share : wanted of what there is to deal, 0 to 1; None where it is not known
+    """
+
+    source: str
+    kind: str
+    notes: Sequence[str]
+    warnings: Sequence[str]
+    summary: Mapping[str, Any]
+    counts: pd.DataFrame
+    sizes: pd.DataFrame
+    channels: pd.DataFrame
+    duplicates: pd.DataFrame
+    near_duplicates: pd.DataFrame
+    conflicts: pd.DataFrame
+    quarantine: pd.DataFrame
+    examples: pd.DataFrame
+    picture: Callable[[Sequence[str]], NDArray[np.uint8]]
+    image_size: int
+    resize: Literal["crop", "pad", "stretch"]
+    color: Literal["grey", "rgb"]
+    val_share: float | None = None
+    test_share: float | None = None
+
+    def images(self, sample_ids: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
+        """Those of the images that there are, by id."""
+        wanted = list(dict.fromkeys(sample_ids))
+        if not wanted:
+            return {}
+        try:
+            return dict(zip(wanted, self.picture(wanted), strict=True))
+        except KeyError:
+            if len(wanted) == 1:
+                return {}
+        return {key: image for one in wanted for key, image in self.images([one]).items()}
+
+    def thumbnails(self, sample_ids: Sequence[str]) -> dict[str, str]:
+        """The same as addresses that hold their PNG."""
+        return {
+            key: inline(sheets.thumbnail_png(image, THUMBNAIL))
+            for key, image in self.images(sample_ids).items()
+        }
+
+
+def inline(png: bytes) -> str:
+    """The address of a picture that holds the picture."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

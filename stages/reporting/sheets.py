@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.reporting.figures import INK, MUTED, RULE, shorten
+from stages.errors import shorten
+from stages.reporting.figures import INK, MUTED, RULE
 
 if TYPE_CHECKING:
     from PIL.Image import Image

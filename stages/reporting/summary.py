@@ -9,17 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from stages.errors import WinnowError
-from stages.reporting.figures import shorten
-from stages.reporting.findings import (
-    done_by_kind,
-    found_by_split,
-    kept_for_review,
-    order_line,
-    switched_off,
-)
-from stages.reporting.made import made_lines
-from stages.reporting.story import HEADLINE, METRICS, MODELS, Story, fallbacks, read_story, verdict
+from stages.errors import WinnowError, shorten
+from stages.reporting.page import done_by_kind, found_by_split, kept_for_review, order_line, switched_off
+from stages.reporting.reports import HEADLINE, METRICS, MODELS, Story, fallbacks, read_story, verdict
+from stages.reporting.synthesis import made_lines
 
 WIDTH = 100
 _MOST_CLASSES = 20

@@ -10,13 +10,13 @@ from contextlib import closing, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stages.dataset import CURATED, INGESTED, NOISE, REVIEWS, read_conflicts, read_dataset, read_ledger
+from stages.curation.reviews import follow_copies, read_duplicates
+from stages.dataset.base import CURATED, INGESTED, NOISE, REVIEWS, read_conflicts, read_dataset, read_ledger
+from stages.dataset.files import read_array, read_table
 from stages.errors import WinnowError
-from stages.files import read_array, read_table
 from stages.review.decisions import ReviewLog, one_line
-from stages.review.reviews import follow_copies, read_duplicates
 from stages.review.suspects import KINDS, Evidence
-from stages.runtime import LOCKS, clean_exit
+from stages.workflow.stage import LOCKS, clean_exit
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from stages.dataset import SPLITS
+from stages.dataset.ids import SPLITS
 from stages.errors import WinnowError
 from stages.review.decisions import NOTE_LENGTH, Decision, Review, ReviewLog
 from stages.review.suspects import KINDS, Evidence, Kind

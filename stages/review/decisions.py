@@ -19,9 +19,9 @@ from typing import Literal
 
 import pandas as pd
 
+from stages.curation.reviews import COLUMNS, moment, read_reviews
+from stages.dataset.files import new_file
 from stages.errors import WinnowError
-from stages.files import new_file
-from stages.review.reviews import COLUMNS, moment, read_reviews
 
 Decision = Literal["keep", "drop", "relabel"]
 NOTE_LENGTH = 500  # characters

@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stages.dataset import CONFLICT_COLUMNS, Dataset
+from stages.curation.ledger import frozen_splits, suggest_claimed
+from stages.curation.policy import check_kinds
+from stages.dataset.base import CONFLICT_COLUMNS, Dataset
+from stages.dataset.issue_kinds import NAMES, OTHER_KINDS, flag_column, score_column
+from stages.dataset.issue_kinds import Kind as IssueKind
 from stages.errors import WinnowError
-from stages.issue_kinds import NAMES, OTHER_KINDS, flag_column, score_column
-from stages.issue_kinds import Kind as IssueKind
-from stages.noise.conflicts import frozen_splits, suggest_claimed
-from stages.noise.policy import check_kinds
 
 Kind = Literal[IssueKind, "conflict", "unlabeled"]
 KINDS: dict[Kind, str] = {

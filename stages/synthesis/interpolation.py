@@ -11,8 +11,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.dataset import View, sample_seed
-from stages.synthesis.distances import nearest_neighbours
+from stages.dataset.base import View
+from stages.dataset.ids import sample_seed
+from stages.images.distances import nearest_neighbours
 
 SimpleMethod = Literal["random", "smote", "borderline_smote", "adasyn", "smote_enn", "smote_tomek"]
 NEIGHBOURS = 5  # SMOTE's own choice (Chawla et al., arXiv 1106.1813, section 4)

@@ -14,8 +14,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from stages.learning.names import Device
-from stages.synthesis.gan.networks import MAX_CHANNELS, MAX_SIZE, SIZE_STEP
-from stages.synthesis.gan.training import GANConfig, TrainedGAN, train_gan
+from stages.synthesis.gan_networks import MAX_CHANNELS, MAX_SIZE, SIZE_STEP
+from stages.synthesis.gan_trainer import GANConfig
+from stages.synthesis.gan_training import TrainedGAN, train_gan
 
 SamplingStrategy = float | str | Mapping[Any, int] | Callable[[Any], Mapping[Any, int]]
 
@@ -23,7 +24,7 @@ SamplingStrategy = float | str | Mapping[Any, int] | Callable[[Any], Mapping[Any
 class GANOverSampler(BaseOverSampler):  # type: ignore[misc]
     """Over-sample images with one class-conditional GAN, trained on all classes together.
 
-    It generates what `sampling_strategy` asks for and judges nothing: put `stages.synthesis.gate.gate`
+    It generates what `sampling_strategy` asks for and judges nothing: put `stages.synthesis.gate`
     behind it. Under some dozens of images a class expect little of any GAN.
 
     Parameters

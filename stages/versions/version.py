@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from stages.curation.policy import ACTIONS
 from stages.errors import WinnowError
-from stages.noise.policy import ACTIONS
 
 VERSION_COLUMNS = [
     "sample_id",

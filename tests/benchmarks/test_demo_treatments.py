@@ -5,7 +5,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from benchmarks import demo_treatments as module
-from stages.params import parse_params
+from stages.workflow.params import parse_params
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = YAML(typ="safe").load((ROOT / "params.yaml").read_text("utf-8"))

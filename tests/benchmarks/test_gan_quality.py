@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import gan_figures, gan_quality
 from benchmarks.gan_quality import DEFAULTS, RESULTS, deal, main, table
-from stages.dataset import View
+from stages.dataset.base import View
 from stages.errors import WinnowError
 
 TINY = ["--set", "digits", "--threads", "1", "--steps", "3", "--width", "8", "--batch-size", "8"]
@@ -90,8 +90,8 @@ def test_the_nearest_other_class_is_the_nearest_by_kid():
 
 
 def test_runs_once_and_tells_the_same_again(tmp_path, monkeypatch, capsys):
-    from stages.synthesis import judge
-    from stages.synthesis.gan import training as gan
+    from stages.learning import judge
+    from stages.synthesis import gan_training as gan
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(judge, "_STEPS", (2, 4))

@@ -4,8 +4,8 @@ import pytest
 
 from flows.parent import Parent
 from flows.workspace import Outcome
-from stages.tracking.__main__ import send_spool
-from stages.tracking.records import TAG, open_store, spool_folder
+from stages.workflow.send import send_spool
+from stages.workflow.store import TAG, open_store, spool_folder
 
 OUTCOMES = [
     Outcome("first", "failed", 1.0, "first failed"),

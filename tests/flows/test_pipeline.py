@@ -11,7 +11,7 @@ from tiny_repo import change_parameter, environment, ran
 
 from flows.pipeline import format_table, main, pipeline, summary
 from flows.workspace import Outcome
-from stages.tracking.records import TAG, open_store
+from stages.workflow.store import TAG, open_store
 
 USED = "data/raw/dvc.yaml:used"
 

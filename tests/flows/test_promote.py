@@ -7,11 +7,13 @@ import pytest
 
 from flows.promote import Candidate, find_candidate, judge, main, promote_model
 from stages.errors import WinnowError
-from stages.learning.models import ModelSpec, build_model
+from stages.learning.models import build_model
+from stages.learning.networks.layers import ModelSpec
 from stages.learning.store import save_model
-from stages.tracking.executions import Entry, Execution, record_execution
-from stages.tracking.model import as_tracking_uri, log_model
-from stages.tracking.records import TAG, Model, Record, Store, now, open_store, send
+from stages.workflow.executions import Entry, Execution, record_execution
+from stages.workflow.models import as_tracking_uri, log_model
+from stages.workflow.records import send
+from stages.workflow.store import TAG, Model, Record, Store, now, open_store
 
 METRIC = "models.finetune.macro_f1"
 

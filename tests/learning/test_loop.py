@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from stages.dataset import Dataset, View, split_view
+from stages.dataset.base import Dataset, View, split_view
 from stages.errors import WinnowError
-from stages.learning.loading.statistics import pixel_statistics
 from stages.learning.loop import fit
 from stages.learning.losses import BalancedSoftmax, Objective, log_shares
-from stages.learning.models import Classifier, ModelSpec, build_model
+from stages.learning.models import Classifier, build_model, pixel_statistics
+from stages.learning.networks.layers import ModelSpec
 from stages.learning.prediction import predict
 from stages.learning.recipe import Recipe, steps_per_epoch
 

@@ -5,15 +5,8 @@ import pytest
 import torch
 
 from stages.errors import WinnowError
-from stages.learning.models import (
-    Ensemble,
-    Layers,
-    ModelSpec,
-    Preprocessing,
-    build_model,
-    member_seed,
-    members_of,
-)
+from stages.learning.models import Ensemble, build_model, member_seed, members_of
+from stages.learning.networks.layers import Layers, ModelSpec, Preprocessing
 
 
 def spec(architecture: str, shape=(16, 16, 1), **changes) -> ModelSpec:

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from stages.errors import WinnowError
-from stages.learning.models import ModelSpec, build_model
+from stages.learning.models import build_model
+from stages.learning.networks.layers import ModelSpec
 from stages.learning.store import load_model, read_weights, save_model
 
 SPEC = ModelSpec("small_cnn", ["a", "b"], (8, 8, 1), [0.4], [0.2])

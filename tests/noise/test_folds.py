@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from stages.dataset import Dataset, View, split_view
+from stages.dataset.base import Dataset, View, split_view
 from stages.errors import WinnowError
-from stages.noise.ensemble import Ensemble
-from stages.noise.folds import CrossValidation, cross_validate
+from stages.noise.folds import CrossValidation, Ensemble, cross_validate
 from stages.noise.labels import find_label_errors
 
 
@@ -345,14 +344,14 @@ def test_a_checkpoint_of_other_inputs_is_neither_used_nor_left(
 
 
 def test_other_code_makes_checkpoints_stale(noisy, tmp_path, trained, monkeypatch):
-    from stages.noise import ensemble
+    from stages.noise import folds
 
     train, _ = noisy
     cross_validate(train, train.images[:0], members(folds=2), seed=0, keep_in=tmp_path)
     changed = tmp_path / "loop.py"
     changed.write_text("another loop")
-    original = ensemble._files
-    monkeypatch.setattr(ensemble, "_files", lambda pretrained: [*list(original(pretrained))[:-1], changed])
+    original = folds._files
+    monkeypatch.setattr(folds, "_files", lambda pretrained: [*list(original(pretrained))[:-1], changed])
     trained[0] = 0
     cross_validate(train, train.images[:0], members(folds=2), seed=0, keep_in=tmp_path / "again")
     cross_validate(train, train.images[:0], members(folds=2), seed=0, keep_in=tmp_path)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from stages.dataset.issue_kinds import PIXEL_KINDS
 from stages.errors import WinnowError
-from stages.issue_kinds import PIXEL_KINDS
 from stages.noise.image_checks import IMAGE_CHECKS, image_issues, pixel_properties
 
 

@@ -2,10 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.dataset import Dataset
+from stages.dataset.base import Dataset
+from stages.dataset.files import read_table, write_table
+from stages.dataset.issue_kinds import EMBEDDING_KINDS, KINDS, OTHER_KINDS, flag_column, score_column
 from stages.errors import WinnowError
-from stages.files import read_table, write_table
-from stages.issue_kinds import EMBEDDING_KINDS, KINDS, OTHER_KINDS, flag_column, score_column
 from stages.noise.image_checks import IMAGE_CHECKS
 from stages.noise.issues import ISSUE_COLUMNS, find_issues
 

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from stages.errors import WinnowError
-from stages.noise import find_label_errors
-from stages.noise.labels import RULES, better_than_chance, suggest_labels
+from stages.noise.labels import RULES, better_than_chance, find_label_errors, suggest_labels
 
 
 @pytest.fixture(autouse=True)

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from stages.ids import hex_ids
-from stages.reporting import card as cards
-from stages.reporting.card import Card, choose_examples, render, write_card
-from stages.reporting.reasons import REASONS
-from stages.sources import base
+from stages import errors
+from stages.dataset.ids import hex_ids
+from stages.reporting import card_sections
+from stages.reporting.card import choose_examples, render, write_card
+from stages.reporting.card_sections import REASONS, Card
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 VOID = {"meta", "img", "br"}
@@ -328,7 +328,7 @@ def test_writes_the_page_and_two_pictures_always_the_same(card, tmp_path):
 
 
 def test_every_reason_is_explained():
-    assert list(REASONS) == list(base.REASONS)
+    assert list(REASONS) == list(errors.REASONS)
 
 
 # --- choosing ----------------------------------------------------------------------------------
@@ -379,4 +379,4 @@ def test_pictures_are_asked_for_once_in_a_batch(card):
     assert list(counted.images([IDS[0], IDS[1], IDS[0]])) == [IDS[0], IDS[1]]
     assert asked == [[IDS[0], IDS[1]]]
     assert counted.images([]) == {}
-    assert cards.inline(b"x") == "data:image/png;base64,eA=="
+    assert card_sections.inline(b"x") == "data:image/png;base64,eA=="

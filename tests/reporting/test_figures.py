@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stages import errors
 from stages.reporting import figures
+from stages.reporting.figures import Line, save_montage
+
+HOSTILE = ["$\\frac{", "a\nb", "\x1b[31mred", "<b>", "x" * 300, "猫", ""]
 
 
 def grid(images, titles, path, *, heading="", **look):
@@ -17,9 +21,6 @@ def pixels(path):
     with Image.open(path) as picture:
         assert picture.format == "PNG"
         return np.asarray(picture.convert("RGB"))
-
-
-HOSTILE = ["$\\frac{", "a\nb", "\x1b[31mred", "<b>", "x" * 300, "猫", ""]
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 1), (16, 16, 3), (16, 16), (9, 30, 3), (400, 300, 3)])
@@ -149,6 +150,24 @@ def test_same_input_gives_the_same_bytes_whatever_the_users_settings(tmp_path):
 
 
 def test_shorten():
-    assert figures.shorten("abc", 3) == "abc"
-    assert figures.shorten("abcd", 3) == "ab…"
-    assert "\x1b" not in figures.shorten("\x1b[31m", 9)
+    assert errors.shorten("abc", 3) == "abc"
+    assert errors.shorten("abcd", 3) == "ab…"
+    assert "\x1b" not in errors.shorten("\x1b[31m", 9)
+
+
+def test_a_montage_shows_the_images_and_repeats_its_bytes(tmp_path):
+    red = np.zeros((2, 8, 8, 3), np.uint8)
+    red[..., 0] = 255
+    grey = np.full((1, 8, 8, 1), 77, np.uint8)
+    for name in ("a", "b"):
+        lines = [Line("one $ of $ them", [red, grey])]
+        save_montage(tmp_path / f"{name}.png", "title", lines, [3, 2], ["left", "right"])
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).reshape(-1, 3)
+    assert (pixels == [255, 0, 0]).all(1).sum() > 2 * 24 * 24
+    assert (pixels == [77, 77, 77]).all(1).sum() > 24 * 24
+
+
+def test_an_empty_one_is_still_a_picture(tmp_path):
+    save_montage(tmp_path / "empty.png", "Nothing was made", [], [3], ["left"])
+    assert Image.open(tmp_path / "empty.png").size[0] > 100

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from stages.errors import WinnowError
-from stages.reporting.story import Story, read_story
+from stages.reporting.reports import Story, read_story
 from stages.reporting.summary import WIDTH, main, summarise
 
 

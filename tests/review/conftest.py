@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from issue_table import clean_issues
 
-from stages.dataset import Dataset
+from stages.dataset.base import Dataset
 
 
 @pytest.fixture

@@ -16,13 +16,13 @@ import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
 
-from stages.dataset import CONFLICT_COLUMNS, Dataset, write_dataset
+from stages.curation.reviews import COLUMNS, read_reviews
+from stages.dataset.base import CONFLICT_COLUMNS, Dataset, write_dataset
+from stages.dataset.files import new_folder, write_table
 from stages.errors import WinnowError
-from stages.files import new_folder, write_table
 from stages.review.__main__ import listen, main, open_log, read_evidence, reviewer_name
 from stages.review.app import create_app
 from stages.review.decisions import ReviewLog
-from stages.review.reviews import COLUMNS, read_reviews
 from stages.review.suspects import Evidence
 
 HEADER = ",".join(COLUMNS) + "\n"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from stages.curation.reviews import COLUMNS, follow_copies, read_reviews
 from stages.errors import WinnowError
 from stages.review.decisions import NOTE_LENGTH, ReviewLog
-from stages.review.reviews import COLUMNS, follow_copies, read_reviews
 
 HEADER = ",".join(COLUMNS) + "\n"
 CLASSES = ["cat", "dog", "a,b", "<i>", '"quoted"', "two\nlines"]

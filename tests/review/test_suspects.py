@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from stages.dataset import CONFLICT_COLUMNS, Dataset, pixel_id
+from stages.dataset.base import CONFLICT_COLUMNS, Dataset
+from stages.dataset.ids import pixel_id
 from stages.errors import WinnowError
 from stages.review.suspects import Evidence
 

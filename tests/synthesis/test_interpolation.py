@@ -3,7 +3,7 @@ import warnings
 import numpy as np
 import pytest
 
-from stages.dataset import View
+from stages.dataset.base import View
 from stages.synthesis.interpolation import interpolate
 
 METHODS = ["random", "smote", "borderline_smote", "adasyn", "smote_enn", "smote_tomek"]

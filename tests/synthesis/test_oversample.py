@@ -5,17 +5,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from stages.dataset import View
+from stages.dataset.base import View
+from stages.dataset.delta import ClassTarget, quotas, target_sizes
 from stages.errors import WinnowError
-from stages.synthesis import judge as judge_module
-from stages.synthesis.gan import training as gan_module
-from stages.synthesis.gan.training import GANConfig
-from stages.synthesis.gate import gate as gate_module
-from stages.synthesis.gate.gate import GateConfig
-from stages.synthesis.gated import CANDIDATES_PER_IMAGE, MIN_CANDIDATES
-from stages.synthesis.oversample import oversample
-from stages.synthesis.synthetic import Beside, Recipe
-from stages.synthesis.targets import ClassTarget, quotas, target_sizes
+from stages.learning import judge as judge_module
+from stages.synthesis import gan_training as gan_module
+from stages.synthesis import gate as gate_module
+from stages.synthesis.gan_trainer import GANConfig
+from stages.synthesis.gate import GateConfig
+from stages.synthesis.oversample import CANDIDATES_PER_IMAGE, MIN_CANDIDATES, Beside, Recipe, oversample
 
 GAN = GANConfig(steps=2, batch_size=8, latent_dim=4, width=8, learning_rate=1e-3, snapshots=1)
 GATE = GateConfig(

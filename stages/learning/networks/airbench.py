@@ -11,7 +11,7 @@ from torch.nn import functional
 from stages.learning.networks.layers import dropout
 
 if TYPE_CHECKING:
-    from stages.learning.models import Layers
+    from stages.learning.networks.layers import Layers
 
 _WIDTHS = (64, 256, 256)
 _PATCH = 2  # pixels a side of what is whitened

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from stages.errors import WinnowError
-
-if TYPE_CHECKING:
-    from stages.learning.models import Layers
+from stages.learning.names import Activation, Initialisation, Normalisation
 
 Value = TypeVar("Value")
-
 _GROUPS = 8
 _SQUASHING = ("sigmoid", "tanh")
 
@@ -29,6 +27,7 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
     "gelu": nn.GELU,
 }
+
 
 # What brings the second moment of a standard normal number back to one behind the activation. Of sigmoid
 # it is what brings its slope at zero, a quarter, to one; of tanh what torch takes (`nn.init.calculate_gain`).
@@ -179,3 +178,88 @@ def _named(kind: str, name: str, known: Mapping[str, Value]) -> Value:
     if name not in known:
         raise WinnowError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
     return known[name]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What networks of our own are built of; torchvision's and timm's take none of it.
+
+    Attributes
+    ----------
+    activation : see `stages.learning.networks.layers`
+    initialisation : `auto` fits the activation: Xavier for sigmoid and tanh, He for the others, with
+        the scale left to the normalisation where there is one
+    normalisation : after each layer
+    dropout : chance of each feature to be zeroed before the head; between layers of MLPs and recurrent nets
+    stochastic_depth : chance of the last residual block to be skipped, rising to it from 0 (Huang et al.,
+        arXiv 1603.09382)
+    residual : connections around blocks, for mlp and small_cnn; ResNets always have them
+    """
+
+    activation: Activation = "relu"
+    initialisation: Initialisation = "auto"
+    normalisation: Normalisation = "batch"
+    dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    residual: bool = False
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an encoded image becomes what the model takes; as in the section `ingest` of params.yaml.
+
+    Attributes
+    ----------
+    resize : `crop`, `pad` or `stretch`
+    color : `grey` or `rgb`
+    """
+
+    resize: str
+    color: str
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that is needed to rebuild a model around its weights; the content of `model.json`.
+
+    Attributes
+    ----------
+    architecture : see `stages.learning.networks.catalogue`
+    classes : class names in index order
+    image_shape : height, width and channels of the images it takes
+    mean, std : of the pixels, on the 0 to 1 scale; one value a channel of the network's input
+    pretrained_stem : keep torchvision's own stem and three channels, as pretrained weights need
+    layers : what networks of our own are built of
+    members : networks of an ensemble, all of this architecture
+    second_classes : class names of a second head; empty: there is none
+    temperature : logits are divided by it for probabilities (Guo et al., arXiv 1706.04599)
+    preprocessing : of encoded images; None where it is not known
+    """
+
+    architecture: str
+    classes: list[str]
+    image_shape: tuple[int, int, int]
+    mean: list[float]
+    std: list[float]
+    pretrained_stem: bool = False
+    layers: Layers = field(default_factory=Layers)
+    members: int = 1
+    second_classes: list[str] = field(default_factory=list)
+    temperature: float = 1.0
+    preprocessing: Preprocessing | None = None
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> ModelSpec:
+        """The inverse of `to_json`; a WinnowError for what is not a description of a model."""
+        try:
+            own = {**content, "image_shape": tuple(content["image_shape"])}
+            own["layers"] = Layers(**content.get("layers", {}))
+            how = content.get("preprocessing")
+            own["preprocessing"] = None if how is None else Preprocessing(**how)
+            return cls(**own)
+        except (TypeError, KeyError) as error:
+            raise WinnowError(f"not the description of a Winnow model: {error}") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {**asdict(self), "image_shape": list(self.image_shape)}

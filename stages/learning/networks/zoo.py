@@ -1,22 +1,158 @@
-"""Classifiers of torchvision and of timm as backbones, with stems that fit small images."""
+"""Networks for large photos on small images: the stem keeps the resolution that there is.
+
+Classifiers of torchvision and of timm as backbones, with stems that fit small images.
+
+A backbone's parts in order, for learning rates and freezing by depth.
+"""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from stages.errors import WinnowError
-from stages.learning.networks.stems import feature_width, fit_stem, is_small
 
 if TYPE_CHECKING:
-    from stages.learning.models import ModelSpec
+    from stages.learning.networks.layers import ModelSpec
 
+
+_SMALL = 64  # pixels; smaller images keep their resolution through the stem
 TIMM = "timm/"  # before a name of timm's
 _TOKENS = 8  # a side, of a small image in a vision transformer
 _CLOSE = 5
+_TRUNKS = {"features", "classifier", "encoder", "trunk_output", "blocks", "layers", "stages", "heads"}
+NORMALISATIONS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+def is_small(height: int, width: int) -> bool:
+    """Whether a stem that was made for photos would leave next to nothing of such an image."""
+    return min(height, width) < _SMALL
+
+
+def feature_width(network: nn.Module, shape: tuple[int, int, int]) -> int:
+    """The width D of what a network gives for images of H×W×C; nothing is computed for it.
+
+    Raises
+    ------
+    ValueError
+        Where it takes no such images, or gives anything but N×D; it says why.
+    """
+    height, width, channels = shape
+    state = {name: value.to("meta") for name, value in _tensors(network)}
+    training = network.training
+    network.eval()
+    try:
+        pixels = torch.zeros(2, channels, height, width, device="meta")
+        features = functional_call(network, state, (pixels,))
+    except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
+        raise ValueError(str(error).partition("\n")[0] or type(error).__name__) from error
+    finally:
+        network.train(training)
+    if not isinstance(features, torch.Tensor) or features.dim() != 2:
+        raise ValueError("it gives no vector for an image")
+    return int(features.shape[1])
+
+
+def fit_stem(network: nn.Module, shape: tuple[int, int, int]) -> None:
+    """Make the first convolution take the image's channels, and leave small images their resolution.
+
+    Where an image has fewer than 64 pixels a side, or the network would not take it, the first convolution
+    takes every pixel (patches become 2×2), and the reduction after it, most often a max pool, is left out:
+    a total of 32 becomes 8, as is usual for CIFAR. Where that is not enough, further max pools are left
+    out, or patches become single pixels.
+
+    Parameters
+    ----------
+    network : from pixels to features, changed in place; it begins with its first convolution
+    shape : height, width and channels
+    """
+    channels, small = shape[2], is_small(*shape[:2])
+    name, first = next(_convolutions(network))
+    strided = first.stride[0] > 1
+    patches = strided and first.kernel_size == first.stride
+    if not (small and strided):
+        padding = cast("tuple[int, int]", first.padding)
+        network.set_submodule(name, _like(first, channels, first.kernel_size[0], first.stride[0], padding))
+        if not small and _works(network, shape):
+            return
+    if patches:
+        network.set_submodule(name, _like(first, channels, 2, 2))
+        if not _works(network, shape):
+            network.set_submodule(name, _like(first, channels, 1, 1))
+        return
+    if strided:
+        network.set_submodule(name, _like(first, channels, 3, 1, 1))
+        _leave_out_next(network, shape)
+    for pool in list(_pools(network)):
+        if _works(network, shape):
+            return
+        network.set_submodule(pool, nn.Identity())
+
+
+def _leave_out_next(network: nn.Module, shape: tuple[int, int, int]) -> None:
+    """Take the stride from what reduces next behind the stem, and from what runs beside it in its block."""
+    found = next(((name, part) for name, part in network.named_modules() if _reduces(part)), None)
+    if found is None:
+        return
+    name, part = found
+    if isinstance(part, nn.MaxPool2d):
+        network.set_submodule(name, nn.Identity())
+        return
+    for end in range(name.count(".") + 1):
+        block = network.get_submodule(name.rsplit(".", end)[0])
+        strided = [one for _, one in _convolutions(block) if _reduces(one)]
+        before = [one.stride for one in strided]
+        for one in strided:
+            one.stride = (1, 1)
+        if _works(network, shape):
+            return
+        for one, stride in zip(strided, before, strict=True):
+            one.stride = stride
+
+
+def _works(network: nn.Module, shape: tuple[int, int, int]) -> bool:
+    try:
+        feature_width(network, shape)
+    except ValueError:
+        return False
+    return True
+
+
+def _convolutions(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
+    return ((name, part) for name, part in network.named_modules() if isinstance(part, nn.Conv2d))
+
+
+def _pools(network: nn.Module) -> Iterator[str]:
+    return (name for name, part in network.named_modules() if isinstance(part, nn.MaxPool2d))
+
+
+def _reduces(part: nn.Module) -> bool:
+    """Whether maps leave it smaller than they came."""
+    if not isinstance(part, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+        return False
+    stride = part.stride
+    return (stride if isinstance(stride, int) else stride[0]) > 1
+
+
+def _like(
+    first: nn.Conv2d, channels: int, kernel: int, stride: int, padding: int | tuple[int, int] = 0
+) -> nn.Conv2d:
+    """A convolution in place of the first one."""
+    made = nn.Conv2d(channels, first.out_channels, kernel, stride, padding, bias=first.bias is not None)
+    nn.init.kaiming_normal_(made.weight, mode="fan_out", nonlinearity="relu")
+    return made
+
+
+def _tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from network.named_parameters()
+    yield from network.named_buffers()
 
 
 @cache
@@ -202,3 +338,43 @@ class GreyToColour(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """N×1×H×W to N×3×H×W, without a copy."""
         return pixels.expand(-1, 3, -1, -1)
+
+
+def stages_of(backbone: nn.Module) -> list[nn.Module]:
+    """The stages of a backbone, from the image to the features.
+
+    Together they hold every parameter, each once. Networks of our own say theirs; of torchvision's and
+    timm's they are the children, with the long sequences called `features`, `blocks` and the like taken
+    apart. A normalisation belongs to the stage before it, parameters of the network itself (the
+    class token of a transformer) to the stage after them.
+    """
+    own = getattr(backbone, "stages", None)
+    if callable(own) and not isinstance(own, nn.Module):
+        return list(own())
+    if isinstance(backbone, nn.Sequential) and isinstance(backbone[0], GreyToColour):
+        backbone = backbone[1]
+    stages: list[list[nn.Module]] = []
+    loose: list[nn.Module] = []
+    for part in _parts(backbone):
+        if isinstance(part, nn.ParameterList):
+            loose.append(part)
+        elif isinstance(part, NORMALISATIONS) and stages and not loose:
+            stages[-1].append(part)
+        else:
+            stages.append([*loose, part])
+            loose = []
+    if loose:
+        stages.append(loose)
+    return [parts[0] if len(parts) == 1 else nn.ModuleList(parts) for parts in stages]
+
+
+def _parts(module: nn.Module) -> Iterator[nn.Module]:
+    """Children in order, trunks taken apart; parameters that are in no child as a list of their own."""
+    own = list(module.parameters(recurse=False))
+    if own:
+        yield nn.ParameterList(own)
+    for name, child in module.named_children():
+        if name in _TRUNKS:
+            yield from _parts(child)
+        elif next(child.parameters(), None) is not None:
+            yield child

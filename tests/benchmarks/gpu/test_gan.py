@@ -23,7 +23,7 @@ from benchmarks.gpu.gan_tables import FIELD, quality_table
 from benchmarks.gpu.inception import load_inception, pool_otherwise
 from benchmarks.measuring import ROOT
 from stages.errors import WinnowError
-from stages.synthesis.gan.snapshots import kernel_distance
+from stages.synthesis.gan_training import kernel_distance
 
 FORBIDDEN = ("mlflow", "dvc", "prefect", "cleanlab", "albumentations", "imblearn", "cv2", "simplejpeg")
 TINY = ["--device", "cpu", "--real", "40", "--stage-steps", "3", "--seeds", "0", "--rounds", "1"]
@@ -53,7 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def quick(monkeypatch):
     """Few steps of judge and GAN."""
-    from stages.synthesis import judge
+    from stages.learning import judge
 
     monkeypatch.setattr(judge, "_STEPS", (2, 4))
     for name in ("_LOADING", "_FEWEST"):
@@ -96,8 +96,8 @@ def test_a_second_run_measures_nothing_and_says_the_same(data, workspace, quick,
     command = [*TINY, "--data", str(data), "--parts", "quality"]
     gan.main(command)
     first = capsys.readouterr().out
-    monkeypatch.setattr("stages.synthesis.gan.training.train_gan", _refuse)
-    monkeypatch.setattr("stages.synthesis.judge.train_judge", _refuse)
+    monkeypatch.setattr("stages.synthesis.gan_training.train_gan", _refuse)
+    monkeypatch.setattr("stages.learning.judge.train_judge", _refuse)
     gan.main(command)
     again = capsys.readouterr().out
     assert again.splitlines()[-1] == first.splitlines()[-1]
@@ -111,7 +111,7 @@ def _refuse(*_, **__):
 
 
 def test_a_killed_run_goes_on_with_the_steps_that_it_had_planned(data, workspace, quick, monkeypatch, capsys):
-    from stages.synthesis.gan.trainer import Trainer
+    from stages.synthesis.gan_trainer import Trainer
 
     step, taken = Trainer.step, []
 
@@ -124,8 +124,8 @@ def test_a_killed_run_goes_on_with_the_steps_that_it_had_planned(data, workspace
 
     planned = 20
     monkeypatch.setattr(gan_quality._Work, "_steps", lambda self: planned)
-    monkeypatch.setattr("stages.synthesis.gan.training._CHECK_EVERY", 5)
-    monkeypatch.setattr("stages.synthesis.gan.training._KEEP_SHARE", 1e9)
+    monkeypatch.setattr("stages.synthesis.gan_training._CHECK_EVERY", 5)
+    monkeypatch.setattr("stages.synthesis.gan_training._KEEP_SHARE", 1e9)
     monkeypatch.setattr(Trainer, "step", killed)
     command = [*TINY, "--data", str(data), "--parts", "quality"]
     with pytest.raises(SystemExit) as stopped:

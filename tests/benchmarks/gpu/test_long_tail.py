@@ -19,8 +19,9 @@ from benchmarks.gpu.tail_arms import ARMS, changed, published_tail, second_plan
 from benchmarks.measuring import ROOT
 from stages.errors import WinnowError
 from stages.learning.losses import make_objective
-from stages.learning.models import ModelSpec, build_model
-from stages.params import load_params
+from stages.learning.models import build_model
+from stages.learning.networks.layers import ModelSpec
+from stages.workflow.params import load_params
 
 ABSENT = ["mlflow", "dvc", "prefect", "cleanlab", "albumentations", "imblearn", "cv2", "simplejpeg"]
 ABSENT += ["cleanvision", "matplotlib"]

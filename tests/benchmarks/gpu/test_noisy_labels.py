@@ -25,10 +25,11 @@ from benchmarks.gpu.noisy_labels import main, report
 from benchmarks.measuring import ROOT
 from benchmarks.remedies_data import Task, _no_conflicts, _no_reviews, _samples, curate, view_of
 from stages.curate import read_policy
-from stages.learning.models import ModelSpec, build_model
+from stages.curation.ledger import build_ledger
+from stages.learning.models import build_model
+from stages.learning.networks.layers import ModelSpec
 from stages.noise.issues import find_issues
-from stages.noise.ledger import build_ledger
-from stages.params import load_params
+from stages.workflow.params import load_params
 
 ABSENT = ["mlflow", "dvc", "prefect", "cleanlab", "albumentations", "imblearn", "cv2", "simplejpeg"]
 ABSENT += ["cleanvision", "matplotlib"]

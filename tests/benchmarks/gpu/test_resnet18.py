@@ -18,7 +18,8 @@ from benchmarks.gpu import reference_loop
 from benchmarks.gpu.reference_loop import Files, ReferenceLoop, make_loader, usable_workers
 from benchmarks.gpu.resnet18 import RESULTS, main
 from benchmarks.measuring import ROOT
-from stages.learning.models import Classifier, ModelSpec, build_model
+from stages.learning.models import Classifier, build_model
+from stages.learning.networks.layers import ModelSpec
 
 ABSENT = ["mlflow", "dvc", "prefect", "cleanlab", "albumentations", "imblearn", "cv2", "simplejpeg"]
 ABSENT += ["cleanvision"]

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.gpu import training_loop as benchmark
 from benchmarks.gpu.airbench_recipe import BATCH, STEPS, recipe
-from stages.learning.optimisers.schedules import share_of_peak
+from stages.learning.optimisers import share_of_peak
 
 ROOT = Path(__file__).parents[3]
 PEER = """

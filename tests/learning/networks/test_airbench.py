@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from stages.errors import WinnowError
-from stages.learning.models import Layers, ModelSpec, build_model
-from stages.learning.networks import reason_against
+from stages.learning.models import build_model
 from stages.learning.networks.airbench import Airbench94, Whitening
+from stages.learning.networks.catalogue import reason_against
+from stages.learning.networks.layers import Layers, ModelSpec
 
 
 def photos(count: int, side: int, channels: int = 3) -> torch.Tensor:

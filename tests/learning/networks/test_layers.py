@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from stages.errors import WinnowError
-from stages.learning.models import Layers
 from stages.learning.names import Activation, Initialisation, Normalisation
 from stages.learning.networks.layers import (
+    Layers,
     Residual,
     StochasticDepth,
     activation,

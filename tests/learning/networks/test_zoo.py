@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from stages.errors import WinnowError
-from stages.learning.models import Layers, ModelSpec, build_model
-from stages.learning.networks import build_backbone, is_torchvision, reason_against, stages_of
-from stages.learning.networks.zoo import torchvision_names
+from stages.learning.models import build_model
+from stages.learning.networks.catalogue import build_backbone, reason_against
+from stages.learning.networks.layers import Layers, ModelSpec
+from stages.learning.networks.zoo import is_torchvision, stages_of, torchvision_names
 
 # The smallest of each family.
 FAMILIES = [

@@ -1,0 +1,1 @@
+"""What is done about each sample: policies, people's reviews, and the ledger that records every decision."""

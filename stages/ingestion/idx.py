@@ -1,0 +1,172 @@
+"""MNIST's IDX files, plain or gzipped: `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-…`.
+
+The format is that of LeCun, Cortes and Burges, "The MNIST database of handwritten digits": a header
+of big-endian sizes, then unsigned bytes. Fashion-MNIST, KMNIST and EMNIST come in it too. EMNIST
+keeps its images transposed; they are left as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import re
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from stages.dataset.ids import SPLITS, Split
+from stages.errors import WinnowError
+from stages.ingestion.array_file import (
+    LABEL_KINDS,
+    Part,
+    Stored,
+    blocks_of,
+    channels_first_of,
+    check_column,
+    check_size,
+    integer_classes,
+    one_line,
+    require_room,
+    unpack,
+)
+from stages.ingestion.source import Block, printable, split_of
+from stages.ingestion.trees import Tree
+
+_NAME = re.compile(r"(?P<before>.*)(?P<role>images|labels)[-._]idx\d-ubyte(\.gz)?", re.IGNORECASE)
+_AXES = {"images": (3, 4), "labels": (1,)}
+_UNSIGNED_BYTES = 8  # the third byte of the magic number
+
+_Key = tuple[str, Split | None]
+
+
+class Idx:
+    """Reads pairs of IDX files with images and labels; the classes are the labels' decimal text.
+
+    Parameters
+    ----------
+    tree : where they are
+    names : the files, as `find` gives them
+    scratch : folder for what `.gz` files unpack to; made where it is not there
+
+    Raises
+    ------
+    WinnowError
+        Where they are no such files, damaged, or not as many labels as images.
+    """
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, tree: Tree, names: Sequence[str], scratch: Path) -> None:
+        files = _files(tree, names)
+        self._parts = []
+        for split in (None, *SPLITS):
+            if ("images", split) in files and ("labels", split) in files:
+                self._parts.append(_part(tree, files, split, scratch))
+        unpaired = [name for (_, split), name in files.items() if not _paired(files, split)]
+        if unpaired or not self._parts:
+            what = f"{tree.shown}/{printable(unpaired[0])}" if unpaired else tree.shown
+            raise WinnowError(f"{what} is not a pair of images-idx3-ubyte and labels-idx1-ubyte: bring both")
+        self.count = sum(len(part.images) for part in self._parts)
+        if not self.count:
+            raise WinnowError(f"{tree.shown} holds 0 images")
+        self.classes = integer_classes(part.labels for part in self._parts if part.labels is not None)
+        said = [part.split for part in self._parts if part.split]
+        self.kind = "IDX files" + (f" with {', '.join(said)}" if said else "")
+
+    def blocks(self) -> Iterator[Block]:
+        """Items in the order train, val, test."""
+        return blocks_of(self._parts, None)
+
+
+def find(tree: Tree) -> list[str] | None:
+    """The IDX files at the top of a tree; None where there are no images among them.
+
+    Where a file is there gzipped and plain, the plain one is taken.
+
+    Raises
+    ------
+    WinnowError
+        Where there is more than one set.
+    """
+    names = tree.files()
+    there = set(names)
+    found = [
+        name for name in names if _NAME.fullmatch(name) and name.removesuffix(".gz") not in there - {name}
+    ]
+    files = _files(tree, found)
+    return found if any(role == "images" for role, _ in files) else None
+
+
+def _files(tree: Tree, names: Sequence[str]) -> dict[_Key, str]:
+    files: dict[_Key, str] = {}
+    sets: set[str] = set()
+    for name in names:
+        prefix, key = _parsed(name)
+        sets.add(prefix)
+        if key in files or len(sets) > 1:
+            there = ", ".join(map(printable, names[:20]))
+            raise WinnowError(f"{tree.shown} holds more than one set of IDX files ({there}): leave one")
+        files[key] = name
+    return files
+
+
+def _parsed(name: str) -> tuple[str, _Key]:
+    """Set, role and split: `emnist-letters-train-images-idx3-ubyte.gz` is `emnist-letters`, images, train."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return "", ("images", None)
+    before = re.split("[-._]", match["before"].lower().rstrip("-._"))
+    split = "test" if before[-1] == "t10k" else split_of(before[-1])
+    prefix = before[:-1] if split else before
+    return "-".join(prefix), (match["role"].lower(), split)
+
+
+def _paired(files: dict[_Key, str], split: Split | None) -> bool:
+    return ("images", split) in files and ("labels", split) in files
+
+
+def _part(tree: Tree, files: dict[_Key, str], split: Split | None, scratch: Path) -> Part:
+    name = files["images", split]
+    images = _stored(tree, name, "images", scratch, split)
+    labels = _stored(tree, files["labels", split], "labels", scratch, split)
+    first = channels_first_of(images, f"{tree.shown}/{printable(name)}")
+    check_column(labels, len(images), LABEL_KINDS, f"{tree.shown}/{printable(files['labels', split])}")
+    return Part(name=printable(name), images=images, channels_first=first, split=split, labels=labels)
+
+
+def _stored(tree: Tree, name: str, role: str, scratch: Path, split: Split | None) -> Stored:
+    """An IDX file as an array on disk: itself, or unpacked."""
+    shown = f"{tree.shown}/{printable(name)}"
+    if not name.lower().endswith(".gz"):
+        path = tree.local(name)
+        with path.open("rb") as stream:
+            array = _header(stream, role, shown, path)
+        check_size(array, shown)
+        return array
+    with tree.open(name) as packed:
+        target = scratch / f"idx-{role}-{split}"
+        unzipped: Any = gzip.GzipFile(fileobj=packed)
+        array = _header(unzipped, role, shown, target)
+        require_room(scratch, array.size, shown)
+        unpack(unzipped, target, array.size, shown)
+    return dataclasses.replace(array, offset=0)
+
+
+def _header(stream: BinaryIO, role: str, shown: str, path: Path) -> Stored:
+    """Shape and place of the bytes after the header, which is read from `stream`."""
+    try:
+        magic = stream.read(4)
+        axes = magic[3] if len(magic) == 4 and magic[:3] == bytes((0, 0, _UNSIGNED_BYTES)) else 0
+        if axes not in _AXES[role]:
+            wanted = " or ".join(f"0x{_UNSIGNED_BYTES:06x}{axes:02x}" for axes in _AXES[role])
+            raise WinnowError(
+                f"{shown} begins with 0x{magic.hex()}, not {wanted}: it holds no {role} in bytes"
+            )
+        sizes = stream.read(4 * axes)
+    except (OSError, EOFError, zlib.error) as error:  # of gzip
+        raise WinnowError(f"{shown} cannot be unpacked: {one_line(error)}") from error
+    if len(sizes) < 4 * axes:
+        raise WinnowError(f"{shown} ends in its header: it is damaged; bring it again")
+    return Stored(str(path), 4 + len(sizes), "|u1", struct.unpack(f">{axes}I", sizes))

@@ -1,1 +1,0 @@
-"""Images on their way to the network: batches, and what is done to them at random."""

@@ -1,1 +1,0 @@
-"""Where training computes: devices and their memory, several processes, compilation, exact arithmetic."""

@@ -1,1 +1,0 @@
-"""What a trained model is given from outside, and the forms that it leaves in."""

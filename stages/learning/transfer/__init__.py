@@ -1,1 +1,0 @@
-"""Transfer: where a backbone comes from, and how it is adapted to the data at hand."""

@@ -1,0 +1,278 @@
+"""What the stages wrote under `reports/`, read for the page and the table.
+
+A report that a stage did not write, or that cannot be read, is left out: the page says what it has.
+
+What the treatments did to the training split, class by class.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+STAGES = ("ingest", "detect_noise", "curate", "augment", "synthesize", "baseline", "train", "finetune")
+MODELS = {"baseline": "baseline", "train": "trained", "finetune": "fine-tuned"}
+
+METRICS = {
+    "macro_f1": "macro-F1",
+    "balanced_accuracy": "balanced accuracy",
+    "worst_class_recall": "worst-class recall",
+    "accuracy": "accuracy",
+    "expected_calibration_error": "calibration error",
+}
+
+HEADLINE = ("macro_f1", "balanced_accuracy", "worst_class_recall")
+LOWER_IS_BETTER = frozenset({"expected_calibration_error"})
+
+TABLES = (
+    "ingest/class_counts.csv",
+    "ingest/quarantine.parquet",
+    "ingest/duplicates.parquet",
+    "curate/reasons.csv",
+    "augment/survival.csv",
+    "synthesize/gan_history.csv",
+    "synthesize/gan_scores.csv",
+    "baseline/history.csv",
+    "train/history.csv",
+    "finetune/history.csv",
+    "evaluate/per_class.csv",
+    "evaluate/treatments.csv",
+)
+
+_TEXT = ["class", "label", "model", "synthesised_by", "split", "kind", "protection", "action"]
+_PNG = b"\x89PNG\r\n\x1a\n"
+_LARGEST_PICTURE = 4 * 2**20
+ACTIONS = {"keep": "kept", "drop": "dropped", "relabel": "relabelled", "reweight": "reweighted"}
+
+
+_TEXT += ["transform", "worst_class", "decision"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG that a stage wrote; `data` is empty where it is too large to be put into the page."""
+
+    stage: str
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Story:
+    """Everything that the page and the table tell.
+
+    Attributes
+    ----------
+    metrics : the content of `evaluate/metrics.json`
+    settings : the content of `evaluate/summary.json`
+    tables : by name of the stage and file, of `TABLES`
+    summaries : the `summary.json` of each stage
+    quality : a row a class of `synthesize/quality.json`
+    synthesis : what the same file says besides, such as `method` and `gan`
+    pictures : in the order of the pipeline, those of `evaluate` last; of `synthesize/progress` the last
+    """
+
+    metrics: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    summaries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    quality: list[dict[str, Any]] = field(default_factory=list)
+    synthesis: dict[str, Any] = field(default_factory=dict)
+    pictures: list[Picture] = field(default_factory=list)
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A table of `TABLES`; an empty one where it was not written."""
+        return self.tables.get(name, pd.DataFrame())
+
+    @property
+    def level(self) -> str:
+        """The confidence of the intervals, as `95 %`."""
+        confidence = self.settings.get("confidence")
+        return f"{100 * confidence:g} %" if isinstance(confidence, float) else "confidence"
+
+
+def read_story(reports: Path, evaluate: Path | None = None) -> Story:
+    """Read what the stages wrote.
+
+    Parameters
+    ----------
+    reports : the folder of the stages' reports
+    evaluate : of evaluate's own files, where they are still being written beside
+    """
+    folders = {stage: reports / stage for stage in STAGES} | {"evaluate": evaluate or reports / "evaluate"}
+    tables = {}
+    for name in TABLES:
+        stage, file = name.split("/")
+        table = _table(folders[stage] / file)
+        if table is not None:
+            tables[name] = table
+    pictures = [
+        picture
+        for stage, folder in folders.items()
+        for path in [*sorted(folder.glob("*.png")), *_last(folder / "progress")]
+        for picture in _picture(stage, path.relative_to(folder).as_posix(), path)
+    ]
+    quality = _mapping(folders["synthesize"] / "quality.json")
+    summaries = {stage: _mapping(folder / "summary.json") for stage, folder in folders.items()}
+    return Story(
+        metrics=_mapping(folders["evaluate"] / "metrics.json"),
+        settings=summaries.pop("evaluate"),
+        tables=tables,
+        summaries={stage: summary for stage, summary in summaries.items() if summary},
+        quality=_quality(quality.get("classes")),
+        synthesis={name: value for name, value in quality.items() if name != "classes"},
+        pictures=pictures,
+    )
+
+
+def histories(reports: Path) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
+    """The history of each model that has one, and the GAN's (empty where none was trained)."""
+    found = {name: _table(reports / name / "history.csv") for name in MODELS}
+    gan = _table(reports / "synthesize" / "gan_history.csv")
+    models = {name: table for name, table in found.items() if table is not None}
+    return models, pd.DataFrame() if gan is None else gan.select_dtypes("number")
+
+
+def fallbacks(story: Story) -> list[tuple[str, str]]:
+    """Classes for which synthesis fell back to another method, each with the reason, in words."""
+    return [
+        (str(row["class"]), str(row.get("reason") or row.get("decision")))
+        for row in story.quality
+        if "fall" in str(row.get("decision", "")).lower()
+    ]
+
+
+def verdict(metric: str, gain: Mapping[str, float]) -> str:
+    """`better`, `worse`, or `not shown to help` where the interval of a difference includes zero."""
+    low, high = gain["low"], gain["high"]
+    if metric in LOWER_IS_BETTER:
+        low, high = -high, -low
+    if low > 0:
+        return "better"
+    return "worse" if high < 0 else "not shown to help"
+
+
+def _quality(classes: Any) -> list[dict[str, Any]]:
+    """Rows with their `class`, of the mapping from class names to rows."""
+    if not isinstance(classes, dict):
+        return []
+    return [{**row, "class": name} for name, row in classes.items() if isinstance(row, dict)]
+
+
+def _last(folder: Path) -> list[Path]:
+    """The picture of the latest step: all of them would be too much for a page."""
+    return sorted(folder.glob("step_*.png"), key=lambda path: (len(path.name), path.name))[-1:]
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    content = _json(path)
+    return content if isinstance(content, dict) else {}
+
+
+def _table(path: Path) -> pd.DataFrame | None:
+    """A table, class names as text also where they are 0 to 9 or `NA`; None where there is none."""
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError):
+        return None
+    for name in table.columns.difference(_TEXT):
+        numbers = pd.to_numeric(table[name].replace("", "nan"), errors="coerce")
+        if numbers.notna().any() or (table[name] == "").all():
+            table[name] = numbers
+    return table
+
+
+def _picture(stage: str, name: str, path: Path) -> list[Picture]:
+    try:
+        large = path.stat().st_size > _LARGEST_PICTURE
+        data = b"" if large else path.read_bytes()
+    except OSError:
+        return []
+    return [Picture(stage, name, data)] if large or data.startswith(_PNG) else []
+
+
+def treatments_by_class(
+    ledger: pd.DataFrame, augmented: pd.DataFrame, synthetic: pd.DataFrame, classes: list[str]
+) -> pd.DataFrame:
+    """A row a class, of the training split.
+
+    Parameters
+    ----------
+    ledger : `LEDGER_COLUMNS`, every split
+    augmented, synthetic : the tables of the deltas (`label` and `method` are used)
+    classes : names in index order
+
+    Returns
+    -------
+    `class`; `given`, `dropped`, `relabelled` (to another class) and `reweighted` count the images
+    that were given this label; `gained` those that another label was taken from, or that had none
+    before a reviewer gave them this one; `real` is what curation left (given - dropped - relabelled
+    + gained); `augmented` and `synthesised` were added to it, the latter by `synthesised_by`
+    (methods with their counts, empty where there is none).
+    """
+    training = ledger[ledger["split"] == "train"]
+    used = training[training["action"] != "drop"]
+    moved = used[used["label"] != used["given_label"]]
+
+    def count(labels: pd.Series) -> pd.Series:
+        return labels.value_counts().reindex(classes, fill_value=0).astype("int64")
+
+    def given_label_of(action: str) -> pd.Series:
+        return training.loc[training["action"] == action, "given_label"]
+
+    columns = {
+        "given": count(training["given_label"]),
+        "dropped": count(given_label_of("drop")),
+        "relabelled": count(moved["given_label"]),
+        "reweighted": count(given_label_of("reweight")),
+        "gained": count(moved["label"]),
+        "real": count(used["label"]),
+        "augmented": count(augmented["label"]),
+        "synthesised": count(synthetic["label"]),
+    }
+    table = pd.DataFrame(columns).rename_axis("class").reset_index()
+    table["synthesised_by"] = [
+        ", ".join(f"{method} {n}" for method, n in _methods(synthetic[synthetic["label"] == name]).items())
+        for name in classes
+    ]
+    return table
+
+
+def sample_counts(
+    ledger: pd.DataFrame, augmented: pd.DataFrame, synthetic: pd.DataFrame
+) -> dict[str, object]:
+    """Images of the training split by what was decided about them, and of the deltas by method.
+
+    Where there are unlabelled samples, `unlabeled` counts those that are left, and `labelled` those
+    that reviewers gave a label: they are trained on besides the ingested ones.
+    """
+    training = ledger["split"] == "train"
+    labelled = training & ledger["given_label"].isna()
+    unlabeled = ledger["split"] == "unlabeled"
+    actions = ledger.loc[training & ~labelled, "action"].value_counts()
+    counts: dict[str, object] = {"ingested": int(actions.sum())}
+    counts |= {name: int(actions.get(action, 0)) for action, name in ACTIONS.items()}
+    if labelled.any() or unlabeled.any():
+        counts |= {"unlabeled": int(unlabeled.sum()), "labelled": int(labelled.sum())}
+    counts |= {"augmented": len(augmented), "synthesised": len(synthetic)}
+    return counts | {"synthesised_by": _methods(synthetic)}
+
+
+def _methods(delta: pd.DataFrame) -> dict[str, int]:
+    """Images of a delta by method, in the order of the names."""
+    counts = delta["method"].value_counts()
+    return {str(name): int(counts[name]) for name in sorted(counts.index)}

@@ -1,1 +1,0 @@
-"""From what was found to samples: duplicates, leakage, splits, planted problems, the base on disk."""

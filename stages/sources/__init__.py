@@ -1,1 +1,0 @@
-"""Where images come from: a reader for each kind of source, and what is settled as they come in."""

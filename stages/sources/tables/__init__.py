@@ -1,1 +1,0 @@
-"""Tables that people wrote: their columns, and cells that can be wrong in any way."""

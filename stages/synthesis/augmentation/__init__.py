@@ -1,1 +1,0 @@
-"""Transformed copies: policies of transforms, presets, and whether labels survive them."""

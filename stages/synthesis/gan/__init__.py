@@ -1,1 +1,0 @@
-"""The GAN: networks, training that can be resumed, and the choice among its snapshots."""

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from stages.dataset.base import View
+from stages.reporting.synthesis import (
+    gan_line,
+    gan_notes,
+    gate_table,
+    made_lines,
+    nearness,
+    requested_table,
+    rest_line,
+    save_progress,
+    save_refused,
+    save_samples,
+    snapshot_table,
+    survival_rows,
+)
+from stages.synthesis.gate import ClassQuality
+from stages.synthesis.oversample import GANRecord, Refused, Synthetic
+
+TILE = 32 * 32 * 0.75  # pixels of an image in a picture, which is scaled down a little, at least
+
+
+def row(name, decision, candidates=64, **more):
+    return {"class": name, "decision": decision, "candidates": candidates, "added": 5, **more}
+
+
+def test_survival_shows_the_whole_policy_and_then_what_destroys_most():
+    table = pd.DataFrame(
+        {
+            "transform": ["Affine", "HorizontalFlip", "Blur", "policy"],
+            "survival": [0.99, 0.2, float("nan"), 0.95],
+            "decision": ["kept", "left_out", "kept", "warned"],
+        }
+    )
+    rows = survival_rows(table)
+    assert [one["name"] for one in rows] == ["policy", "HorizontalFlip", "Affine", "Blur"]
+    assert [one["decision"] for one in rows] == ["warned", "left out", "kept", "kept"]
+    assert [one["tone"] for one in rows] == ["open", "worse", "better", "better"]
+    assert rows[-1]["survival"] is None
+
+
+def test_the_gate_shows_refused_classes_first_and_only_those_it_judged():
+    quality = [
+        row("a", "accepted"),
+        row("b", "fallback"),
+        row("c", "not_needed", 0),
+        row("d", "fallback", 0),
+        row("e", "reduced"),
+        row("f", "accepted"),
+    ]
+    table = gate_table(quality)
+    assert [one["class"] for one in table["rows"]] == ["b", "e", "a", "f"]
+    assert [one["tone"] for one in table["rows"]] == ["worse", "open", "better", "better"]
+    assert table["left_out"] == 0
+    many = gate_table([row(str(i), "accepted") for i in range(100)])
+    assert (len(many["rows"]), many["left_out"]) == (40, 60)
+
+
+def test_measures_stand_in_the_same_order_for_all_and_keep_those_unknown_here():
+    found = {"value": 0.4, "real": None, "limit": 0.5, "passed": False}
+    quality = [
+        row("a", "fallback", measures={"new": found, "kid": found}),
+        row("b", "fallback", measures={"agreement": found | {"passed": True}}),
+    ]
+    table = gate_table(quality)
+    assert table["measures"] == [("agreement", "recognised"), ("kid", "KID"), ("new", "new")]
+    first, second = table["rows"]
+    assert first["cells"]["kid"] == {"value": 0.4, "real": None, "limit": 0.5, "sign": "≤", "passed": False}
+    assert first["cells"]["new"]["sign"] == "limit"
+    assert second["cells"]["agreement"]["sign"] == "≥"
+    assert second["cells"]["agreement"]["passed"]
+
+
+def test_what_was_refused_is_in_words_the_most_frequent_first():
+    refused = {"agreement": 3, "repeat": 9, "stray": 0, "new": 1}
+    (shown,) = gate_table([row("a", "fallback", refused=refused)])["rows"]
+    assert shown["refused"] == [("repeats of one another", 9), ("not recognised", 3), ("new", 1)]
+
+
+def test_classes_that_needed_nothing_are_only_counted():
+    quality = [row("a", "not_needed", 0), row("b", "accepted"), row("c", "fallback", 0, reason="too few")]
+    table = requested_table(quality)
+    assert table["class"].tolist() == ["c", "b"]
+    assert table["reason"].tolist() == ["too few", ""]
+    assert rest_line(quality) == "Of 3 classes 1 needed none"
+    assert rest_line(quality[1:]) == ""
+    assert requested_table([]).empty
+
+
+@pytest.mark.parametrize(
+    ("synthesis", "requested", "said"),
+    [
+        ({"method": "smote", "gan": None}, 3, ""),
+        ({"method": "gan", "gan": None}, 0, "No GAN was trained: no class needs images"),
+        (
+            {"method": "gan", "gan": None},
+            3,
+            "No GAN was trained: no class that needs images has enough of its own",
+        ),
+        (
+            {"method": "gan", "gan": {"trained_on": ["a"], "steps": 8, "batch_size": 4}},
+            3,
+            "One GAN, trained on 1 class for 8 steps of 4 images",
+        ),
+        (
+            {"method": "gan", "gan": {"trained_on": ["a"], "steps": 4, "steps_asked": 40, "batch_size": 4}},
+            3,
+            "One GAN, trained on 1 class for 4 of 40 steps of 4 images",
+        ),
+        ({}, 0, ""),
+    ],
+)
+def test_the_gans_training_in_a_line(synthesis, requested, said):
+    assert gan_line(synthesis, [row("a", "fallback", 0, requested=requested)]) == said
+
+
+def test_notes_of_the_training():
+    assert gan_notes({"gan": {"notes": ["halved the batch to 16"]}}) == ["halved the batch to 16"]
+    assert gan_notes({"gan": {"notes": "no list"}}) == gan_notes({"gan": None}) == []
+
+
+def test_snapshots_with_their_mean_score_and_the_classes_that_use_them():
+    scores = pd.DataFrame({"step": [8, 8, 4, 4], "class": list("abab"), "score": [0.1, 0.3, 0.5, 0.7]})
+    table = snapshot_table(scores, [row("a", "accepted", snapshot=8), row("b", "fallback", snapshot=None)])
+    assert table["step"].tolist() == [4, 8]
+    assert table["mean distance to validation"].tolist() == pytest.approx([0.6, 0.2])
+    assert table["classes that chose it"].tolist() == [0, 1]
+    assert snapshot_table(pd.DataFrame(), []).empty
+
+
+def test_nearness_is_that_of_the_nearest_image_of_all_classes():
+    quality = [
+        row("a", "accepted", method="gan", nearness={"min": 0.7, "median": 0.9, "real_min": 0.5}),
+        row("b", "reduced", method="gan", nearness={"min": 0.4, "median": 0.9, "real_min": None}),
+        row("c", "fallback", method="random", nearness=None),
+        row("d", "fallback", method="smote"),
+    ]
+    near = nearness(quality)
+    assert (near.least, near.real, near.name) == (0.4, None, "b")
+    assert near.images == 10
+    assert near.copied == {"random": 5, "smote": 5}
+    assert nearness(quality[2:]) is None
+
+
+def test_lines_for_the_terminal():
+    assert made_lines(pd.DataFrame(), [], {}) == []
+    quality = [row("a", "accepted", nearness={"min": 0.7}), row("b", "fallback")]
+    (line,) = made_lines(pd.DataFrame(), quality, {"method": "gan", "gan": {}})
+    assert line.startswith("Gate: the GAN's images are used for 1 of the 2 classes")
+    assert line.endswith("0.70 of the distance between real images")
+
+
+def block(count, value):
+    return np.full((count, 8, 8, 1), value, np.uint8)
+
+
+def greys(path):
+    """How many pixels of each grey a picture has."""
+    pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
+    alike = pixels[(pixels == pixels[:, :1]).all(1), 0]
+    return np.bincount(alike, minlength=256)
+
+
+@pytest.fixture
+def real():
+    images = np.concatenate([block(3, 51), block(2, 77)])
+    names = np.array([str(i) for i in range(5)], object)
+    return View(images, np.array([0, 0, 0, 1, 1]), np.ones(5, np.float32), names, ["a", "b $x$"])
+
+
+def synthetic(real, *, images=0, refused=()):
+    quality = {name: ClassQuality(3, 3, 0, method="gan") for name in real.classes}
+    labels, parents = np.ones(images, np.int64), np.full(images, 3)
+    return Synthetic(block(images, 151), labels, parents, ["gan"] * images, quality, refused=list(refused))
+
+
+def test_samples_stand_between_real_and_nearest_real_images(tmp_path, real):
+    save_samples(tmp_path / "samples.png", real, synthetic(real, images=2))
+    found = greys(tmp_path / "samples.png")
+    assert found[151] >= 2 * TILE
+    assert found[77] >= 4 * TILE  # two real images, and twice the nearest
+    assert found[51] < 300  # the class that gained none has no line
+
+
+def test_without_samples_there_is_still_a_picture(tmp_path, real):
+    save_samples(tmp_path / "samples.png", real, synthetic(real))
+    assert Image.open(tmp_path / "samples.png").size[0] > 100
+
+
+def test_refused_ones_stand_by_class_and_check(tmp_path, real):
+    refused = [Refused(0, "stray", block(9, 201), np.zeros(9, np.int64))]
+    save_refused(tmp_path / "refused.png", real, synthetic(real, refused=refused))
+    found = greys(tmp_path / "refused.png")
+    assert found[201] >= 8 * TILE
+    assert found[201] / found[51] == pytest.approx(8 / 11, rel=0.05)  # three real and eight nearest ones
+    save_refused(tmp_path / "none.png", real, synthetic(real))
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_progress_is_a_picture_a_step(tmp_path, real):
+    samples = {5: np.stack([block(4, 61), block(4, 131)]), 1000: np.stack([block(4, 62), block(4, 132)])}
+    record = GANRecord(real.classes, 1000, 1000, 8, progress=samples)
+    save_progress(tmp_path / "progress", record)
+    assert sorted(path.name for path in (tmp_path / "progress").iterdir()) == [
+        "step_000005.png",
+        "step_001000.png",
+    ]
+    found = greys(tmp_path / "progress/step_000005.png")
+    assert min(found[61], found[131]) >= 4 * TILE
