@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,18 +18,16 @@ from stages.augmentation.transforms import Policy, parts, validate_policy
 from stages.dataset import base as dataset
 from stages.dataset.base import Dataset, View
 from stages.dataset.delta import ClassTarget, build_delta, quotas, target_sizes
-from stages.dataset.files import new_folder, write_json
+from stages.dataset.files import new_folder, write_json, write_table
 from stages.dataset.ids import derived_id
 from stages.errors import WinnowError
-from stages.reporting.figures import Line, save_montage
 from stages.workflow.params import Params
 from stages.workflow.runs import StageRun
 from stages.workflow.schema import Augment
 from stages.workflow.stage import stage
 
 REPORT = dataset.REPORTS / "augment"
-_ORIGINALS, _COPIES = 4, 10  # shown of each class
-_TRANSFORMED = 8  # originals shown of each transform
+_TRANSFORMED = 8  # originals that each transform is shown on
 _FOLDS = 2  # models that are asked whether labels survive
 
 
@@ -159,35 +156,27 @@ def class_table(real: View, delta: Dataset, targets: NDArray[np.int64]) -> pd.Da
     )
 
 
-def save_preview(path: Path, real: View, delta: Dataset) -> None:
-    """A line a class: originals, and copies of the same originals."""
-    ids = {str(name): index for index, name in enumerate(real.sample_ids)}
-    lines = []
-    for name, rows in delta.samples.groupby("label", sort=False)["row"]:
-        own = delta.samples.loc[rows.index]
-        shown = list(dict.fromkeys(own["parent_id"]))[:_ORIGINALS]
-        # in turn, so that every original shown has copies beside it
-        own = own[own["parent_id"].isin(shown)]
-        own = own.assign(turn=own.groupby("parent_id").cumcount()).sort_values("turn", kind="stable")
-        originals = real.images[[ids[parent] for parent in shown]]
-        lines.append(Line(str(name), [originals, delta.images[own["row"].to_numpy()[:_COPIES]]]))
-    title = "Originals, and copies of them" if lines else "Nothing was augmented"
-    save_montage(path, title, lines, [_ORIGINALS, _COPIES], ["originals", "copies"])
+def transformed_examples(
+    real: View, section: Augment, verdict: Verdict, seed: int
+) -> tuple[pd.DataFrame, NDArray[np.uint8]]:
+    """Show what each transform does by itself, also those that were left out.
 
-
-def save_transforms(path: Path, real: View, section: Augment, verdict: Verdict, seed: int) -> None:
-    """A line a transform, also of those left out: originals, and what it alone makes of them."""
+    Returns
+    -------
+    A row an image (`row`, `transform`, `decision`, and `sample_id` of the original), and the images,
+    uint8 M×H×W×C.
+    """
     decided = dict(zip(verdict.table["key"], verdict.table["decision"], strict=True))
-    singles = parts(*policy_of(section)) if len(real) else []
-    shown = _some_of_each(real)
-    lines = []
-    for part in singles:
-        names = [derived_id(str(real.sample_ids[row]), part.key, 0) for row in shown]
-        copies = transformed(real.images, shown, names, part.alone, seed, processes=1)
-        left_out = " (left out)" if decided.get(part.key) == "left_out" else ""
-        lines.append(Line(part.name + left_out, [real.images[shown], copies]))
-    title = "What each transform does by itself" if lines else "There is no transform"
-    save_montage(path, title, lines, [len(shown)] * 2, ["originals", "transformed"])
+    originals = _some_of_each(real)
+    ids = [str(name) for name in real.sample_ids[originals]]
+    rows, images = [], [real.images[:0]]
+    for part in parts(*policy_of(section)) if ids else []:
+        names = [derived_id(original, part.key, 0) for original in ids]
+        images.append(transformed(real.images, originals, names, part.alone, seed, processes=1))
+        rows += [(part.name, decided.get(part.key, "kept"), original) for original in ids]
+    table = pd.DataFrame(rows, columns=["transform", "decision", "sample_id"]).astype("str")
+    table.insert(0, "row", np.arange(len(rows)))
+    return table, np.concatenate(images)
 
 
 def _some_of_each(real: View) -> NDArray[np.int64]:
@@ -236,8 +225,9 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
         table.to_csv(folder / "counts.csv", index=False)
         verdict.table.to_csv(folder / "survival.csv", index=False)
         write_json(folder / "summary.json", summary)
-        save_preview(folder / "preview.png", real, delta)
-        save_transforms(folder / "transforms.png", real, section, verdict, params.seed)
+        examples, images = transformed_examples(real, section, verdict, params.seed)
+        write_table(folder / "transformed.parquet", examples)
+        np.save(folder / "transformed.npy", images)
     with new_folder(dataset.AUGMENTED) as folder:
         dataset.write_dataset(folder, delta)
     print(f"augment: {summary['augmented']} copies beside {summary['real']} real images")

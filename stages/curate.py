@@ -50,8 +50,6 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     Reads data/ingested, data/noise, data/reviews.csv and reports/ingest/duplicates.parquet; writes
     data/curated/ledger.parquet and reports/curate.
     """
-    from stages.reporting.curation import change_gallery, class_balance
-
     base = read_dataset(INGESTED)
     issues, pred_probs = read_noise(base)
     conflicts = read_conflicts(INGESTED)
@@ -83,8 +81,6 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
         suggested = suggest_claimed(issues, conflicts, pred_probs, base.classes)
         queue = review_queue(base.samples, suggested, ledger, conflicts)
         queue.to_csv(folder / "review_queue.csv", index=False)
-        change_gallery(ledger, base.images, base.samples["row"].to_numpy(), folder / "changes.png")
-        class_balance(changes, folder / "class_balance.png")
     run.log_metrics({f"actions.{name}": count for name, count in actions.items()})
     run.log_metrics({f"protection.{name}": count for name, count in totals["protection"].items()})
     run.log_artifacts(REPORTS / "curate")

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from stages.dataset.base import INGESTED, NOISE, REPORTS, Dataset, read_dataset, split_view
 from stages.dataset.files import new_folder, write_json, write_table
 from stages.dataset.issue_kinds import flag_column
+from stages.errors import shorten
+from stages.noise.transition import estimated_transition, transition_table
 from stages.workflow.params import Params
 from stages.workflow.runs import StageRun
 from stages.workflow.schema import DetectNoise
@@ -35,8 +37,6 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     Reads data/ingested; writes data/noise (issues.parquet, pred_probs.npy, embeddings.npy) and
     reports/detect_noise.
     """
-    from stages.errors import shorten
-
     base = read_dataset(INGESTED)
     findings, pred_probs, embeddings, history = detect_noise(base, params.detect_noise, params)
     issues, summary = findings.issues, summarise(findings)
@@ -61,7 +61,8 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     with new_folder(REPORTS / "detect_noise") as folder:
         write_json(folder / "summary.json", summary)
         pd.DataFrame(history).to_csv(folder / "folds.csv", index=False)
-        draw(issues, base, folder)
+        matrix = estimated_transition(issues, base.classes)
+        transition_table(matrix, base.classes).to_csv(folder / "transition.csv", index=False)
     shutil.rmtree(CHECKPOINTS, ignore_errors=True)
     splits = summary["splits"]
     run.log_metrics({f"issues.{split}.{k}": v for split, row in splits.items() for k, v in row.items()})
@@ -150,22 +151,6 @@ def classes_of_one_group(base: Dataset) -> list[str]:
     groups = training.groupby("label")["group"].agg(["size", "nunique"])
     alone = groups.index[(groups["size"] > 1) & (groups["nunique"] == 1)]
     return [name for name in base.classes if name in alone]
-
-
-def draw(issues: pd.DataFrame, base: Dataset, folder: Path) -> None:
-    """Write the pictures of the report, and the noise transition matrix as a table."""
-    from stages.noise.transition import estimated_transition, transition_table
-    from stages.reporting import noise as figures
-
-    rows = base.samples["row"].to_numpy()
-    figures.label_issue_gallery(issues, base.images, rows, folder / "label_errors.png")
-    figures.near_duplicate_gallery(issues, base.images, rows, folder / "near_duplicates.png")
-    figures.outlier_gallery(issues, base.images, rows, folder / "outliers.png")
-    figures.finding_gallery(issues, base.images, rows, folder / "image_checks.png")
-    transition = estimated_transition(issues, base.classes)
-    figures.transition_heat_map(transition, base.classes, folder / "transition.png")
-    table = transition_table(transition, base.classes)
-    table.to_csv(folder / "transition.csv", index=False)
 
 
 def summarise(findings: Findings) -> dict[str, Any]:

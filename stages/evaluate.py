@@ -1,4 +1,4 @@
-"""Stage `evaluate`: every model on the untouched test split, and one page to look at."""
+"""Stage `evaluate`: score every model on the untouched test split."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from stages.curation.treatments import sample_counts, treatments_by_class
 from stages.dataset.base import (
     AUGMENTED,
     CURATED,
@@ -36,28 +37,25 @@ from stages.learning.metrics import (
     Probabilities,
     calibration_error,
     compare_models,
-    confusion,
     detector_scores,
     per_class,
     reliability,
 )
 from stages.learning.names import Device, TestTime
-from stages.reporting import figures, page
-from stages.reporting.reports import MODELS as TITLES
-from stages.reporting.reports import histories, read_story, sample_counts, treatments_by_class
 from stages.workflow.params import Params
 from stages.workflow.runs import StageRun
 from stages.workflow.schema import Evaluate
 from stages.workflow.stage import stage
 
+_MODELS = ("baseline", "train", "finetune")
 _BASELINE, _FINAL = "baseline", "finetune"
 
 
 @stage("evaluate")
 def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
-    """Score baseline, trained and fine-tuned model on the test split, and tell what every stage did.
+    """Score baseline, trained and fine-tuned model on the test split, with intervals.
 
-    Reads the data, the models and the reports of all stages; writes reports/evaluate.
+    Reads the data and the models; writes the tables of reports/evaluate, which the stage `page` draws.
     """
     base, ledger = read_dataset(INGESTED), read_ledger(CURATED)
     augmented, synthetic = read_dataset(AUGMENTED).samples, read_dataset(SYNTHETIC).samples
@@ -80,12 +78,10 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
         _write_csv(folder / "treatments.csv", treatments_by_class(ledger, augmented, synthetic, base.classes))
         _write_csv(folder / "per_class.csv", class_table(test, probabilities))
         _write_csv(folder / "predictions.csv", prediction_table(test, probabilities))
-        draw(test, probabilities, params.evaluate.calibration_bins, folder)
-        draw_training(REPORTS, folder)
-        (folder / "index.html").write_text(page.render_page(read_story(REPORTS, folder)), "utf-8")
+        bins = params.evaluate.calibration_bins
+        _write_csv(folder / "reliability.csv", reliability_table(test.labels, probabilities, bins))
     run.log_metrics(flat_metrics(metrics))
     run.log_artifacts(REPORTS / "evaluate")
-    run.adopt_stages()
     print(outcome(metrics))
 
 
@@ -125,7 +121,7 @@ def predict_all(test: View, device: Device, views: TestTime) -> dict[str, Predic
     from stages.learning.store import load_model
 
     predicted: dict[str, Predicted] = {}
-    for name in TITLES:
+    for name in _MODELS:
         folder = MODELS / name
         model = load_model(folder)
         if model.spec.classes != test.classes:
@@ -171,7 +167,7 @@ def calibration_content(
 def cross_validations(reports: Path) -> dict[str, Any]:
     """By model what its members scored on the folds that they left out; empty where none did."""
     found = {}
-    for name in TITLES:
+    for name in _MODELS:
         path = reports / name / "summary.json"
         summary = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         if "cross_validation" in summary:
@@ -247,42 +243,19 @@ def prediction_table(test: View, probabilities: Mapping[str, Probabilities]) -> 
     return pd.DataFrame(columns | {name: names[values.argmax(1)] for name, values in probabilities.items()})
 
 
-def draw(test: View, probabilities: Mapping[str, Probabilities], bins: int, folder: Path) -> None:
-    """Confusion matrices, reliability diagrams and recall by class, as PNG into `folder`."""
-    matrices = {
-        TITLES[name]: confusion(test.labels, values.argmax(1), len(test.classes))
-        for name, values in probabilities.items()
-    }
-    figures.confusion_matrices(matrices, test.classes, folder / "confusion.png")
-    recalls = {}
-    for title, matrix in matrices.items():
-        there = matrix.sum(1)
-        recalls[title] = np.where(there > 0, np.diag(matrix) / np.maximum(there, 1), np.nan)
-    figures.class_bars(recalls, test.classes, folder / "recall.png", y_label="recall", top=1.0)
-    figures.reliability_diagrams(
-        {TITLES[name]: reliability(test.labels, values, bins) for name, values in probabilities.items()},
-        folder / "reliability.png",
-    )
+def reliability_table(
+    labels: NDArray[np.int64], probabilities: Mapping[str, Probabilities], bins: int
+) -> pd.DataFrame:
+    """Return a row a model and bin of confidence: `model`, `bin`, `confidence`, `accuracy`, `images`.
 
-
-def draw_training(reports: Path, folder: Path) -> None:
-    """Curves of the models, and of the GAN where one was trained, as PNG into `folder`."""
-    models, gan = histories(reports)
-    panels = {"training loss": "train_loss", "validation loss": "val_loss"}
-    panels |= {"validation accuracy": "val_accuracy"}
-    lines = {
-        title: {
-            TITLES[name]: (rows["epoch"].to_numpy(float), rows[column].to_numpy(float))
-            for name, rows in models.items()
-            if {"epoch", column} <= set(rows.columns)
-        }
-        for title, column in panels.items()
-    }
-    figures.curves({title: by for title, by in lines.items() if by}, folder / "curves.png")
-    if len(gan) and len(gan.columns) > 1:
-        x = gan.columns[0]
-        values = {str(name): (gan[x].to_numpy(float), gan[name].to_numpy(float)) for name in gan.columns[1:]}
-        figures.curves({"generator and critic": values}, folder / "gan_curves.png", x_label=str(x))
+    Confidence and accuracy are means, 0 to 1, and null in a bin without images.
+    """
+    tables = []
+    for name, values in probabilities.items():
+        confidence, accuracy, images = reliability(labels, values, bins)
+        columns = {"confidence": confidence, "accuracy": accuracy, "images": images}
+        tables.append(pd.DataFrame({"model": name, "bin": np.arange(bins), **columns}))
+    return pd.concat(tables, ignore_index=True)
 
 
 def flat_metrics(content: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -299,11 +272,11 @@ def flat_metrics(content: Mapping[str, Any], prefix: str = "") -> dict[str, floa
 
 
 def outcome(metrics: Mapping[str, Any]) -> str:
-    """What the stage prints at its end: the final model's scores, and where to look."""
+    """Return what the stage prints at its end: the final model's scores."""
     scores = metrics["models"][_FINAL]
     names = ("macro_f1", "balanced_accuracy", "worst_class_recall")
     said = ", ".join(f"{name} {scores[name]['value']:.3f}" for name in names)
-    return f"fine-tuned on {metrics['test_images']} test images: {said}; see {REPORTS}/evaluate/index.html"
+    return f"fine-tuned on {metrics['test_images']} test images: {said}"
 
 
 def _write_csv(path: Path, table: pd.DataFrame) -> None:

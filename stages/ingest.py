@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from stages.dataset.base import FROZEN_SPLITS, INGESTED, REPORTS, TRUTH, refuse_own_output
 from stages.dataset.catalogue import refuse_planting
@@ -34,8 +33,6 @@ from stages.ingestion.resolve import Resolved, resolve
 from stages.ingestion.samples import (
     Samples,
     assemble,
-    counts_of_all,
-    native_sizes,
     pair_finder,
     quarantine_table,
     refuse_too_many,
@@ -54,6 +51,7 @@ from stages.workflow.stage import clean_exit, only_writer, require_root, stage
 
 CATALOGUE = Path("data/raw/dvc.yaml")
 REPORT = REPORTS / "ingest"
+_SETTINGS = ("image_size", "resize", "color", "val_share", "test_share")  # shown on the data card
 
 
 class _FreezeSplits(argparse.Action):
@@ -91,8 +89,7 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
                 ingested = settle(source, scanned, choices, params.simulate)
                 channels = write_base(folder, ingested, scanned)
         write_table(truth, ingested.truth)
-        write_report(report, ingested)
-        _write_card(report, folder, ingested, channels, choices)
+        write_report(report, ingested, channels, choices)
     for warning in ingested.warnings:
         print(f"ingest: warning: {warning}", file=sys.stderr)
     _print_summary(ingested.summary)
@@ -211,58 +208,17 @@ def write_base(folder: Path, ingested: Ingested, scanned: Scan) -> pd.DataFrame:
     return channels
 
 
-def write_report(folder: Path, ingested: Ingested) -> None:
-    """Write the tables of `reports/ingest`, and `summary.json`."""
-    write_json(folder / "summary.json", ingested.summary)
+def write_report(folder: Path, ingested: Ingested, channels: pd.DataFrame, choices: Ingest) -> None:
+    """Write the tables of `reports/ingest`, and `summary.json`: all that the data card shows."""
+    settings = {name: getattr(choices, name) for name in _SETTINGS}
+    told = {"notes": list(ingested.notes), "warnings": list(ingested.warnings)}
+    write_json(folder / "summary.json", {**ingested.summary, **settings, **told})
+    channels.to_csv(folder / "channels.csv", index=False)
+    write_table(folder / "conflicts.parquet", ingested.resolved.conflicts)
     ingested.samples.counts().to_csv(folder / "class_counts.csv", index=False)
     write_table(folder / "quarantine.parquet", ingested.quarantine)
     write_table(folder / "duplicates.parquet", ingested.resolved.duplicates)
     write_table(folder / "near_duplicates.parquet", ingested.resolved.near_duplicates)
-
-
-def _write_card(
-    report: Path, base: Path, ingested: Ingested, channels: pd.DataFrame, choices: Ingest
-) -> None:
-    from stages.reporting.card import choose_examples, write_card
-    from stages.reporting.card_sections import Card
-
-    samples = ingested.samples
-    ids = samples.sample_id
-    card = Card(
-        source=choices.source,
-        kind=ingested.summary["kind"],
-        notes=ingested.notes,
-        warnings=ingested.warnings,
-        summary=ingested.summary,
-        counts=counts_of_all(samples),
-        sizes=native_sizes(samples),
-        channels=channels,
-        duplicates=ingested.resolved.duplicates,
-        near_duplicates=ingested.resolved.near_duplicates,
-        conflicts=ingested.resolved.conflicts,
-        quarantine=ingested.quarantine,
-        examples=choose_examples(ids, samples.label, samples.split, samples.classes),
-        picture=partial(_pictures, base / "images.npy", ids, np.argsort(ids)),
-        image_size=choices.image_size,
-        resize=choices.resize,
-        color=choices.color,
-        val_share=choices.val_share,
-        test_share=choices.test_share,
-    )
-    write_card(report, card)
-
-
-def _pictures(
-    path: Path, ids: NDArray[np.uint64], order: NDArray[np.int64], wanted: Sequence[str]
-) -> NDArray[np.uint8]:
-    """Images by `sample_id`; a KeyError where one is not there."""
-    numbers = np.array([number_of(key) for key in wanted], np.uint64)
-    rows = order[np.minimum(np.searchsorted(ids, numbers, sorter=order), len(ids) - 1)]
-    missing = ids[rows] != numbers
-    if missing.any():
-        raise KeyError(wanted[int(np.argmax(missing))])
-    images = np.load(path, mmap_mode="r", allow_pickle=False)
-    return np.asarray(images[rows])
 
 
 def freeze_splits(
@@ -325,7 +281,7 @@ def _print_summary(summary: Mapping[str, Any]) -> None:
             f"ingest: planted {train['wrong_labels']} wrong labels in train and "
             f"{val['wrong_labels']} in val; took {train['removed']} and {val['removed']} images away"
         )
-    print(f"ingest: look at {REPORT / 'data_card.html'}")
+    print(f"ingest: look at {REPORTS / 'pages/ingest/data_card.html'} once `report@ingest` has drawn it")
 
 
 def _figures(summary: Mapping[str, Any]) -> dict[str, float]:

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from stages.dataset import base as dataset
 from stages.dataset.base import Dataset, View
 from stages.dataset.delta import ClassTarget, build_delta, quotas, target_sizes
-from stages.dataset.files import new_folder, read_array, write_json
+from stages.dataset.files import new_folder, read_array, write_json, write_table
 from stages.errors import WinnowError
-from stages.reporting.synthesis import save_progress, save_refused, save_samples
 from stages.synthesis.oversample import Beside, Recipe, Synthetic, oversample
 from stages.workflow.params import Params
 from stages.workflow.runs import StageRun
@@ -30,6 +29,7 @@ SCORE_COLUMNS = ["step", "class", "score", "chosen"]
 # Outside the outs, which DVC deletes before each run; ignored by git and DVC.
 CHECKPOINTS = Path(".winnow/synthesize")
 _WITHOUT_NEIGHBOURS = ("random", "none", "gan")
+_EXAMPLES = 8  # images of each class and kind, for the pictures
 _MOST_CLASSES = 20  # whose measures go to MLflow: all are in quality.json
 
 
@@ -174,6 +174,38 @@ def curves(made: Synthetic) -> list[dict[str, float]]:
     return [{"epoch": row.pop("gan_step"), **row} for row in losses + means]
 
 
+def examples(real: View, made: Synthetic) -> tuple[pd.DataFrame, NDArray[np.uint8]]:
+    """Choose what the pictures show next to the synthetic images: real, refused and early generated ones.
+
+    Returns
+    -------
+    A row an image: its `kind`, `class` and `row` in the images (-1 for real ones, which are in the base).
+    `real`: `sample_id`. `refused`: the gate's `check`, and `sample_id` of the nearest real image.
+    `progress`: the `step` of the GAN's training, the same latents each time. Then the images, uint8
+    M×H×W×C.
+    """
+    rows: list[dict[str, Any]] = []
+    images = [real.images[:0]]
+    for label, name in enumerate(real.classes):
+        ids = real.sample_ids[np.flatnonzero(real.labels == label)[:_EXAMPLES]]
+        rows += [{"kind": "real", "class": name, "sample_id": str(key)} for key in ids]
+    for group in made.refused:
+        images.append(group.images[:_EXAMPLES])
+        named = {"kind": "refused", "class": real.classes[group.label], "check": group.check}
+        rows += [{**named, "sample_id": str(real.sample_ids[at])} for at in group.parents[:_EXAMPLES]]
+    progress, trained_on = (made.gan.progress, made.gan.trained_on) if made.gan is not None else ({}, [])
+    for step, by_class in sorted(progress.items()):
+        for name, generated in zip(trained_on, by_class, strict=True):
+            images.append(generated)
+            rows += [{"kind": "progress", "class": name, "step": step}] * len(generated)
+    columns = ["kind", "class", "check", "step", "sample_id"]
+    table = pd.DataFrame(rows, columns=columns).fillna({"check": "", "step": -1, "sample_id": ""})
+    table = table.astype({name: "int64" if name == "step" else "str" for name in columns})
+    stored = (table["kind"] != "real").to_numpy()
+    table["row"] = np.where(stored, np.cumsum(stored) - 1, -1)
+    return table, np.concatenate(images)
+
+
 def _write_report(folder: Path, real: View, made: Synthetic, section: Section) -> None:
     write_json(folder / "quality.json", quality_record(made, section))
     counts_table(made).to_csv(folder / "counts.csv", index=False)
@@ -181,10 +213,9 @@ def _write_report(folder: Path, real: View, made: Synthetic, section: Section) -
     table = pd.DataFrame(history, columns=HISTORY_COLUMNS).astype({"step": "int64"})
     table.round(6).to_csv(folder / "gan_history.csv", index=False)
     pd.DataFrame(scores, columns=SCORE_COLUMNS).round(6).to_csv(folder / "gan_scores.csv", index=False)
-    save_samples(folder / "samples.png", real, made)
-    save_refused(folder / "refused.png", real, made)
-    if made.gan is not None:
-        save_progress(folder / "progress", made.gan)
+    table, images = examples(real, made)
+    write_table(folder / "examples.parquet", table)
+    np.save(folder / "examples.npy", images)
 
 
 def _say(made: Synthetic) -> None:

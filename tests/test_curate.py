@@ -6,7 +6,7 @@ import pytest
 from issue_table import clean_issues
 from ruamel.yaml import YAML
 
-from stages import curate
+from stages import curate, report
 from stages.dataset.base import Dataset, read_ledger, split_hash, split_view, write_dataset
 from stages.dataset.files import new_folder, write_table
 from stages.dataset.issue_kinds import KINDS
@@ -70,7 +70,8 @@ def test_the_ledger_has_a_row_a_sample_and_says_what_was_done(detected: Dataset,
     assert summary["rare_classes"] == []
     reasons = pd.read_csv(workspace / "reports/curate/reasons.csv", dtype=str, keep_default_na=False)
     assert reasons.to_numpy().tolist() == [["train", "label_error", "", "relabel", "a", "5"]]
-    assert (workspace / "reports/curate/changes.png").stat().st_size > 1000
+    report.main(["curate"])
+    assert (workspace / "reports/pages/curate/changes.png").stat().st_size > 1000
     assert split_view(detected, "train", ledger).class_counts.tolist() == [25, 25, 10]
 
 
@@ -157,7 +158,8 @@ def test_what_reviewers_label_is_trained_on_from_then_on(piled: Dataset, workspa
     queue = pd.read_csv(workspace / "reports/curate/review_queue.csv")
     assert first not in set(queue["sample_id"])
     assert "gave 2 a label and dropped 1" in capsys.readouterr().out
-    assert (workspace / "reports/curate/changes.png").stat().st_size > 1000
+    report.main(["curate"])
+    assert (workspace / "reports/pages/curate/changes.png").stat().st_size > 1000
 
 
 def test_a_disputed_sample_returns_to_the_split_it_was_frozen_in(

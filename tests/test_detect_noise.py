@@ -37,7 +37,7 @@ def test_the_stage_writes_a_row_a_sample_and_the_same_bytes_twice(tiny_dataset: 
         )
         written.append({file.name: file.read_bytes() for file in files})
     assert written[0] == written[1]
-    assert {"issues.parquet", "pred_probs.npy", "embeddings.npy", "label_errors.png", "summary.json"} <= set(
+    assert {"issues.parquet", "pred_probs.npy", "embeddings.npy", "transition.csv", "summary.json"} <= set(
         written[0]
     )
     assert not (workspace / ".winnow/detect_noise").exists()

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages import evaluate
+from stages import evaluate, report
 from stages.dataset.base import DELTA_COLUMNS, TRUTH_COLUMNS, Dataset, empty_delta, split_view, write_dataset
 from stages.dataset.files import read_table, write_json, write_table
 from stages.dataset.ids import derived_id
@@ -101,6 +101,18 @@ def finished(workspace, tiny_dataset, models) -> Path:
     return workspace
 
 
+PAGES = Path("reports/pages/evaluate")
+
+
+def evaluate_and_draw() -> None:
+    evaluate.main([])
+    report.main(["evaluate"])
+
+
+def page() -> str:
+    return (PAGES / "index.html").read_text("utf-8")
+
+
 def content() -> dict:
     return json.loads(Path("reports/evaluate/metrics.json").read_text("utf-8"))
 
@@ -156,7 +168,7 @@ def test_noise_is_empty_where_nothing_was_planted(finished, planted):
 
 
 def test_tables_and_pictures(finished, tiny_dataset):
-    evaluate.main([])
+    evaluate_and_draw()
     folder = Path("reports/evaluate")
     text = dict.fromkeys(("label", "predicted", *MODELS), str)
     predictions = pd.read_csv(folder / "predictions.csv", dtype=text)
@@ -173,18 +185,21 @@ def test_tables_and_pictures(finished, tiny_dataset):
     assert recalls.mean() == pytest.approx(
         content()["models"]["finetune"]["balanced_accuracy"]["value"], abs=1e-5
     )
+    bins = pd.read_csv(folder / "reliability.csv")
+    assert bins["model"].unique().tolist() == list(MODELS)
+    assert bins.groupby("model")["images"].sum().tolist() == [30, 30, 30]
     for name in ("confusion", "reliability", "recall", "curves"):
-        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    page = (folder / "index.html").read_text("utf-8")
-    assert page.count("data:image/png;base64,") == 4
-    assert "points of balanced accuracy" in page
+        assert (PAGES / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert page().count("data:image/png;base64,") == 4
+    assert "points of balanced accuracy" in page()
 
 
 def test_two_runs_write_the_same_bytes(finished):
     written = []
     for _ in range(2):
-        evaluate.main([])
-        written.append({p.name: p.read_bytes() for p in Path("reports/evaluate").iterdir()})
+        evaluate_and_draw()
+        files = [*Path("reports/evaluate").iterdir(), *PAGES.iterdir()]
+        written.append({path: path.read_bytes() for path in files})
     assert written[0] == written[1]
     assert not list(Path("reports").glob("*.partial"))
 
@@ -194,8 +209,8 @@ def test_a_gan_gets_its_curves(finished):
     Path("reports/synthesize/gan_history.csv").write_text(
         "step,d_loss,g_loss\n0,1.0,2.0\n50,0.5,1.5\n", "utf-8"
     )
-    evaluate.main([])
-    assert Path("reports/evaluate/gan_curves.png").exists()
+    evaluate_and_draw()
+    assert (PAGES / "gan_curves.png").exists()
 
 
 def test_a_corrected_test_split_is_another_one(finished, tiny_dataset):
@@ -226,6 +241,10 @@ def test_logs_figures_and_report_and_adopts_the_stages(finished, monkeypatch):
     assert seen["noise.f1"] == metrics["noise"]["f1"]
     assert seen["samples.synthesised_by.gan"] == 1
     assert seen["folder"] == Path("reports/evaluate")
+    assert "adopted" not in seen
+    # The page is the last stage: its run has all pictures, and it makes the parent of all runs.
+    report.main(["evaluate"])
+    assert seen["folder"] == Path("reports/pages")
     assert seen["adopted"]
 
 
@@ -291,9 +310,9 @@ def test_unlabelled_samples_are_counted_and_change_no_score(finished, partly_lab
     assert (counts["ingested"], counts["kept"], counts["relabelled"]) == (56, 56, 0)
     assert (counts["unlabeled"], counts["labelled"]) == (3, 1)
     assert "unlabeled" not in before["samples"]
-    page = Path("reports/evaluate/index.html").read_text("utf-8")
-    assert "unlabelled, not trained on" in page
-    assert "labelled by reviewers" in page
+    report.main(["evaluate"])
+    assert "unlabelled, not trained on" in page()
+    assert "labelled by reviewers" in page()
 
 
 def set_temperature(name: str, temperature: float) -> None:
@@ -316,8 +335,8 @@ def test_a_temperature_moves_the_calibration_error_and_no_other_score(finished):
     old = scores["expected_calibration_error"]
     assert after["calibration"]["finetune"]["error_before"] == pytest.approx(old, abs=1e-6)
     assert after["models"]["finetune"]["expected_calibration_error"]["value"] != old
-    page = Path("reports/evaluate/index.html").read_text("utf-8")
-    assert "Probabilities are calibrated on validation: fine-tuned by temperature 0.500" in page
+    report.main(["evaluate"])
+    assert "Probabilities are calibrated on validation: fine-tuned by temperature 0.500" in page()
     assert evaluate.flat_metrics(after)["calibration.finetune.temperature"] == 0.5
 
 
@@ -336,18 +355,20 @@ def test_all_models_are_asked_about_the_same_views(finished, make_params, monkey
     monkeypatch.setattr("stages.workflow.stage.load_params", lambda: params)
     evaluate.main([])
     assert seen == ["flip_shift"] * 3
-    assert "means over changed copies" in Path("reports/evaluate/index.html").read_text("utf-8")
+    report.main(["evaluate"])
+    assert "means over changed copies" in page()
 
 
 def test_what_the_folds_scored_is_told(finished):
     evaluate.main([])
     assert content()["cross_validation"] == {}
-    assert "Cross-validation" not in Path("reports/evaluate/index.html").read_text("utf-8")
+    report.main(["evaluate"])
+    assert "Cross-validation" not in page()
     interval = {"value": 0.8125, "low": 0.75, "high": 0.875}
     write_json(Path("reports/train/summary.json"), {"cross_validation": {"balanced_accuracy": interval}})
     evaluate.main([])
     assert content()["cross_validation"] == {"train": {"balanced_accuracy": interval}}
     assert evaluate.flat_metrics(content())["cross_validation.train.balanced_accuracy"] == 0.8125
-    page = Path("reports/evaluate/index.html").read_text("utf-8")
-    assert "Cross-validation" in page
-    assert "0.750 to 0.875" in page
+    report.main(["evaluate"])
+    assert "Cross-validation" in page()
+    assert "0.750 to 0.875" in page()

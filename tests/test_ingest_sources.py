@@ -20,6 +20,7 @@ import pytest
 from ingesting import change_params, fails, noise, run, samples, summary
 from PIL import Image
 
+from stages import report
 from stages.dataset.base import INGESTED, read_dataset, split_view
 
 CLASSES = ["cat", "dog"]
@@ -343,11 +344,12 @@ def test_everything_is_accounted_for_once(place: Path) -> None:
 def test_the_card_and_mlflow_get_the_counts(place: Path) -> None:
     split_folders()
     run()
-    page = Path("reports/ingest/data_card.html").read_text("utf-8")
+    report.main(["ingest"])
+    page = Path("reports/pages/ingest/data_card.html").read_text("utf-8")
     assert "class folders with" in page
     for label in CLASSES:
         assert label in page
-    assert Path("reports/ingest/samples.png").is_file()
+    assert Path("reports/pages/ingest/samples.png").is_file()
     assert "<script" not in page
 
 

@@ -8,6 +8,7 @@ from clones import clone, lock_of, ran, run, set_params
 
 STAGES = ["check", "ingest", "detect_noise", "curate", "augment", "synthesize", "baseline", "train",
           "finetune", "evaluate"]  # fmt: skip
+DRAWN = ["report@ingest", "report@detect_noise", "report@curate", "report@augment", "report@synthesize"]
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +21,11 @@ def built(tmp_path_factory) -> tuple[Path, str]:
 
 def test_every_stage_runs_and_the_report_is_there(built):
     place, output = built
-    assert set(ran(output)) == {*STAGES, "digits"}
+    assert set(ran(output)) == {*STAGES, *DRAWN, "page", "digits"}
     metrics = json.loads((place / "reports/evaluate/metrics.json").read_text())
     assert set(metrics["models"]) == {"baseline", "train", "finetune"}
     assert metrics["noise"]["planted"] > 10
-    page = (place / "reports/evaluate/index.html").read_text()
+    page = (place / "reports/pages/evaluate/index.html").read_text()
     assert 'src="http' not in page
     assert page.count("data:image/png") >= 5
 
@@ -49,10 +50,15 @@ def test_mlflow_has_one_parent_with_a_child_for_each_stage(built, monkeypatch):
     parents = [r for r in runs if r not in children]
     assert len(parents) == 1
     assert {r.data.tags["mlflow.parentRunId"] for r in children} == {parents[0].info.run_id}
-    assert {r.info.run_name for r in children} == {*STAGES, "digits"}
+    assert {r.info.run_name for r in children} == {*STAGES, "page", "digits"}
     assert not any(r.data.tags.get("winnow.restored") for r in runs)
     assert all(r.info.status == "FINISHED" for r in runs)
     assert parents[0].data.metrics
+    (page,) = (run for run in children if run.info.run_name == "page")
+    link = f"#/experiments/{experiment.experiment_id}/runs/{page.info.run_id}/artifacts"
+    assert link in parents[0].data.tags["mlflow.note.content"]
+    pages = client.list_artifacts(page.info.run_id, "reports/pages")
+    assert {Path(item.path).name for item in pages} == {*(name.split("@")[1] for name in DRAWN), "evaluate"}
 
 
 def test_a_second_repro_runs_nothing(built):
@@ -94,7 +100,7 @@ def test_a_mistake_in_params_ends_in_one_line_and_deletes_nothing(built):
         assert "Traceback" not in failed.stderr + failed.stdout
         assert ran(failed.stdout) == ["check"]
         assert (place / "models/train/model.safetensors").is_file()
-        assert (place / "reports/evaluate/index.html").is_file()
+        assert (place / "reports/pages/evaluate/index.html").is_file()
     finally:
         set_params(place, {"train.epochs": 3})
     assert run(place, "dvc", "repro").returncode == 0
@@ -106,7 +112,21 @@ def test_one_changed_parameter_runs_its_stage_and_those_downstream(built):
     set_params(place, {"finetune.learning_rate": 0.001})
     changed = run(place, "dvc", "repro", WINNOW_TRACKING="off")
     assert changed.returncode == 0, changed.stderr
-    assert ran(changed.stdout) == ["check", "finetune", "evaluate"]
+    assert ran(changed.stdout) == ["check", "finetune", "evaluate", "page"]
+
+
+def test_an_edit_of_a_picture_draws_and_trains_nothing(built):
+    place, _ = built
+    pictures = place / "stages/reporting/pictures.py"
+    text = pictures.read_text("utf-8")
+    try:
+        pictures.write_text(text.replace('"Augmented copies"', '"Copies"'), "utf-8")
+        result = run(place, "dvc", "repro", WINNOW_TRACKING="off")
+        assert result.returncode == 0, result.stderr
+        assert set(ran(result.stdout)) == {*DRAWN, "page"}
+        assert ">Copies" in (place / "reports/pages/evaluate/index.html").read_text("utf-8")
+    finally:
+        pictures.write_text(text, "utf-8")
 
 
 def test_a_tracking_server_that_does_not_answer_is_only_a_warning(built):
@@ -114,8 +134,8 @@ def test_a_tracking_server_that_does_not_answer_is_only_a_warning(built):
     set_params(place, {"evaluate.bootstrap": 201})
     result = run(place, "dvc", "repro", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert result.returncode == 0, result.stderr
-    assert ran(result.stdout) == ["check", "evaluate"]
-    assert "python -m stages.workflow.runs" in result.stderr
+    assert ran(result.stdout) == ["check", "evaluate", "page"]
+    assert "python -m stages.workflow.send" in result.stderr
     assert "Traceback" not in result.stderr
 
 

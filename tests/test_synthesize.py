@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from stages import synthesize
+from stages import report, synthesize
 from stages.dataset import base as dataset
 from stages.dataset.files import new_folder, write_table
 
@@ -124,11 +124,10 @@ def test_a_refused_gan_falls_back_out_loud_and_repeats(workspace, tiny_dataset, 
         "synthetic/classes.json",
         "synthesize/quality.json",
         "synthesize/counts.csv",
-        "synthesize/samples.png",
-        "synthesize/refused.png",
+        "synthesize/examples.parquet",
+        "synthesize/examples.npy",
         "synthesize/gan_history.csv",
         "synthesize/gan_scores.csv",
-        *(f"synthesize/progress/step_{step:06d}.png" for step in (1, 2, 3, 4)),
     }
     found = quality()
     assert {name: found[name] for name in ("method", "fallback", "neighbors_in")} == {
@@ -170,6 +169,16 @@ def test_a_refused_gan_falls_back_out_loud_and_repeats(workspace, tiny_dataset, 
     history = pd.read_csv(synthesize.REPORT / "gan_history.csv")
     assert list(history.columns) == synthesize.HISTORY_COLUMNS
     assert history["step"].tolist() == [1, 2, 3, 4]
+    examples = pd.read_parquet(synthesize.REPORT / "examples.parquet")
+    assert sorted(set(examples["step"])) == [-1, 1, 2, 3, 4]
+    assert set(examples.loc[examples["kind"] == "refused", "check"]) <= set(entries["b"]["refused"])
+    assert examples.groupby("kind")["class"].unique().map(list).to_dict() == {
+        "progress": ["a", "b"],
+        "real": ["a", "b", "c"],
+        "refused": ["b"],
+    }
+    stored = examples.loc[examples["kind"] != "real", "row"]
+    assert stored.tolist() == list(range(len(np.load(synthesize.REPORT / "examples.npy"))))
     assert not synthesize.CHECKPOINTS.exists()
     synthesize.main([])
     assert contents(dataset.SYNTHETIC, synthesize.REPORT) == first
@@ -339,7 +348,8 @@ def test_simple_methods_inherit_the_parents_weight_and_train_nothing(workspace, 
     assert history.strip() == ",".join(synthesize.HISTORY_COLUMNS)
     scores = (synthesize.REPORT / "gan_scores.csv").read_text("utf-8")
     assert scores.strip() == ",".join(synthesize.SCORE_COLUMNS)
-    assert not (synthesize.REPORT / "progress").exists()
+    examples = pd.read_parquet(synthesize.REPORT / "examples.parquet")
+    assert set(examples["kind"]) == {"real"}
     assert quality()["gan"] is None
     base = tiny_dataset.samples.set_index("sample_id")
     parents = tiny_dataset.images[base.loc[table["parent_id"], "row"]]
@@ -353,7 +363,8 @@ def test_none_writes_an_empty_delta_and_a_picture(workspace, tiny_dataset, capsy
     synthesize.main([])
     assert len(dataset.read_dataset(dataset.SYNTHETIC).samples) == 0
     assert {entry["decision"] for entry in quality()["classes"].values()} == {"off"}
-    assert np.asarray(Image.open(synthesize.REPORT / "samples.png")).size > 0
+    report.main(["synthesize"])
+    assert np.asarray(Image.open("reports/pages/synthesize/samples.png")).size > 0
     assert "switched off" in capsys.readouterr().out
 
 

@@ -37,7 +37,7 @@ _BACKBONE_LR_FACTOR = 0.1  # of pretrained weights, which a fresh head's rate wo
 _WEIGHTS = {".safetensors", ".pt", ".pth", ".bin"}
 
 # In stages/; tests/noise/test_folds_ensemble.py holds it against what folds.py imports.
-_CODE = ["checkpoints.py", "learning", "noise/ensemble.py", "noise/folds.py"]
+_CODE = ["dataset/checkpoints.py", "learning", "noise/folds.py"]
 
 _LIBRARIES = ("numpy", "scikit-learn", "torch", "torchvision")
 

@@ -14,11 +14,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stages.dataset.ids import SPLITS, hex_ids
+from stages.dataset.base import REPORTS
+from stages.dataset.files import read_table
+from stages.dataset.ids import SPLITS, hex_ids, number_of
 from stages.reporting import card_sections as sections
-from stages.reporting import sheets
 from stages.reporting.card_sections import THUMBNAIL, Card, inline
+from stages.reporting.figures import Line, save_montage, size_map
+from stages.reporting.outputs import Outputs
 from stages.reporting.page import render_template
+
+# What `ingest` was told, in its summary besides the counts.
+_EXAMPLES = 8  # images of each class
+SETTINGS = ("image_size", "resize", "color", "val_share", "test_share")
 
 
 def choose_examples(
@@ -28,7 +35,7 @@ def choose_examples(
     classes: Sequence[str],
     *,
     most_classes: int = 20,
-    each: int = 8,
+    each: int = _EXAMPLES,
 ) -> pd.DataFrame:
     """The samples that the card shows: of each class those with the smallest ids.
 
@@ -65,6 +72,44 @@ def choose_examples(
     return pd.DataFrame(rows, columns=["sample_id", "split", "label"], dtype=object)
 
 
+def read_card(outputs: Outputs) -> Card:
+    """Return what `ingest` wrote, as the card shows it.
+
+    Raises
+    ------
+    WinnowError
+        Where a table is not there, or cannot be read.
+    """
+    samples, classes = outputs.base.samples, outputs.base.classes
+    summary = outputs.content("ingest/summary.json")
+    tables = {
+        name: read_table(REPORTS / "ingest" / f"{name}.parquet")
+        for name in ("duplicates", "near_duplicates", "conflicts", "quarantine")
+    }
+    counts = outputs.report("ingest/class_counts.csv")
+    unlabeled = int((samples["split"] == "unlabeled").sum())
+    if unlabeled:
+        row = pd.DataFrame({"class": [None], "split": ["unlabeled"], "count": [unlabeled]})
+        counts = pd.concat([counts, row], ignore_index=True)
+    sizes = samples.groupby(["width", "height"]).size().rename("count").reset_index()
+    examples = choose_examples(
+        np.array([number_of(key) for key in samples["sample_id"]], np.uint64),
+        pd.Index(classes).get_indexer(samples["label"]).astype(np.int32),
+        pd.Index(SPLITS).get_indexer(samples["split"]).astype(np.int8),
+        classes,
+    )
+    return Card(
+        summary=summary,
+        counts=counts,
+        sizes=sizes,
+        channels=outputs.report("ingest/channels.csv"),
+        examples=examples,
+        picture=outputs.images_of,
+        **tables,
+        **{name: summary[name] for name in ("source", "kind", "notes", "warnings", *SETTINGS)},
+    )
+
+
 def render(card: Card) -> str:
     """The whole of `data_card.html`; the same card gives the same bytes."""
     context: dict[str, Any] = {
@@ -90,23 +135,17 @@ def write_card(folder: Path, card: Card) -> None:
     """Write `data_card.html`, and `samples.png` and `sizes.png` for those who show pictures only."""
     (folder / "data_card.html").write_text(render(card), "utf-8")
     (folder / "sizes.png").write_bytes(size_chart(card))
-    (folder / "samples.png").write_bytes(sample_sheet(card))
+    shown = card.images(card.examples["sample_id"].tolist())
+    lines = [
+        Line("no label" if pd.isna(name) else str(name), [np.stack([shown[key] for key in ids])])
+        for name, group in card.examples.groupby("label", sort=False, dropna=False)
+        if (ids := [key for key in group["sample_id"] if key in shown])
+    ]
+    title = "Some images of each class" if lines else "There are no samples"
+    save_montage(folder / "samples.png", title, lines, [_EXAMPLES], [""])
 
 
 def size_chart(card: Card) -> bytes:
-    """`sheets.size_map` of the native sizes."""
+    """Return `figures.size_map` of the native sizes, a PNG."""
     width, height, count = (card.sizes[name].to_numpy(np.int64) for name in ("width", "height", "count"))
-    return sheets.size_map(width, height, count, card.image_size)
-
-
-def sample_sheet(card: Card) -> bytes:
-    """`sheets.image_rows` of the examples, a row a class."""
-    shown = card.images(card.examples["sample_id"].tolist())
-    rows = [
-        (
-            "no label" if pd.isna(name) else str(name),
-            [shown[key] for key in group["sample_id"] if key in shown],
-        )
-        for name, group in card.examples.groupby("label", sort=False, dropna=False)
-    ]
-    return sheets.image_rows(rows, empty="no samples")
+    return size_map(width, height, count, card.image_size)

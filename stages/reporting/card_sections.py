@@ -8,6 +8,7 @@ What each reason of the quarantine (`sources.base.REASONS`) means, and what to d
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +19,6 @@ from numpy.typing import NDArray
 
 from stages.dataset.ids import SPLITS
 from stages.errors import shorten
-from stages.reporting import sheets
 
 REASONS: dict[str, tuple[str, str]] = {
     "unreadable": (
@@ -501,11 +501,30 @@ class Card:
     def thumbnails(self, sample_ids: Sequence[str]) -> dict[str, str]:
         """The same as addresses that hold their PNG."""
         return {
-            key: inline(sheets.thumbnail_png(image, THUMBNAIL))
-            for key, image in self.images(sample_ids).items()
+            key: inline(thumbnail_png(image, THUMBNAIL)) for key, image in self.images(sample_ids).items()
         }
 
 
 def inline(png: bytes) -> str:
     """The address of a picture that holds the picture."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def thumbnail_png(image: NDArray[np.uint8], most: int) -> bytes:
+    """Return an image as a PNG of its own size, or reduced to `most` pixels a side where it is larger.
+
+    Parameters
+    ----------
+    image : uint8, H×W×C with C 1 or 3
+    most : pixels
+    """
+    from PIL import Image
+
+    picture = Image.fromarray(np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image))
+    scale = most / max(picture.size)
+    if scale < 1:
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        picture = picture.resize(size, Image.Resampling.BOX)
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG")
+    return stream.getvalue()

@@ -1,20 +1,19 @@
-"""Pictures for reports: PNG only, drawn without a display, the same bytes for the same input.
+"""Draw charts and grids of images for reports: PNG, without a display, the same bytes for the same input.
 
 Class names come from folders of a stranger's making: no text here is ever read as mathematics or
 markup, and long names are cut.
-
-Pictures of samples: a montage with a line for each class, and a page that says there is nothing.
 """
 
 from __future__ import annotations
 
+import io
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +42,7 @@ _MAX_NUMBERS = 14  # classes whose counts can still be read in a confusion matri
 _SPACE = 2  # pixels between two images
 _BACKGROUND = 235
 _MIN_TILE = 32  # pixels: smaller images are magnified
+_BLUES = ("#c6dbf0", "#144078")  # of one image, and of the fullest square
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ def _wrap(title: str, width: int) -> list[str]:
 def canvas(
     width: float,
     height: float,
-    path: Path,
+    path: Path | BinaryIO,
     *,
     dpi: int = _DPI,
     layout: Literal["constrained"] | None = "constrained",
@@ -352,7 +352,7 @@ def _colours(count: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a montage: its name, and blocks of images beside one another."""
+    """A line of a montage: its name, and blocks of images next to one another."""
 
     name: str
     blocks: Sequence[NDArray[np.uint8]]
@@ -361,81 +361,93 @@ class Line:
 def save_montage(
     path: Path, title: str, lines: Sequence[Line], columns: Sequence[int], block_titles: Sequence[str]
 ) -> None:
-    """Write a PNG with one line of images for each of `lines`.
+    """Write a PNG with one line of images for each of `lines`; where there are none, only the title.
 
     Parameters
     ----------
     path : of the PNG
     title : stands above
-    lines : each block holds uint8 images N×H×W×C; where there are fewer than its columns, the rest
-        stays empty
+    lines : each block holds uint8 images N×H×W×C, all of one size; where there are fewer than its columns,
+        the rest stays empty
     columns : images that a block shows, one number a block
     block_titles : stand above the blocks
     """
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
-
     if not lines:
-        _save_notice(path, title)
+        note(title, path)
         return
-    side = _tile(lines)
-    canvas = _paint(lines, columns, side)
-    figure, axes = plt.subplots(figsize=(canvas.shape[1] / 100 + 1.6, canvas.shape[0] / 100 + 0.9), dpi=100)
-    axes.imshow(canvas, interpolation="nearest")
-    height = side + _SPACE
-    axes.set_yticks([height * i + side / 2 for i in range(len(lines))], [_plain(line.name) for line in lines])
-    axes.set_xticks([])
-    start = 0
-    for count, text in zip(columns, block_titles, strict=True):
-        axes.text(start, -6, text, fontsize=9, va="bottom", ha="left")
-        start += count * (side + _SPACE) + side // 2
-    axes.set_title(_plain(title), fontsize=10, loc="left", pad=22)
-    axes.tick_params(length=0)
-    axes.set_frame_on(False)
-    figure.savefig(path, format="png", bbox_inches="tight", metadata={"Software": None})
-    plt.close(figure)
-
-
-def _paint(lines: Sequence[Line], columns: Sequence[int], side: int) -> NDArray[np.uint8]:
-    """The montage as one RGB image."""
-    gap = side // 2
-    width = sum(count * (side + _SPACE) for count in columns) + gap * (len(columns) - 1)
-    canvas = np.full((len(lines) * (side + _SPACE), width, 3), _BACKGROUND, np.uint8)
+    side = max(max(block.shape[1:3]) for line in lines for block in line.blocks)
+    side *= -(-_MIN_TILE // side)
+    step, gap, left, top = side + _SPACE, side // 2, 150, 44
+    starts = [left + sum(columns[:number]) * step + number * gap for number in range(len(columns))]
+    width = max(starts[-1] + columns[-1] * step + _GAP, left + 7 * len(title))
+    pixels = np.full((top + len(lines) * step + _GAP, width, 3), 255, np.uint8)
     for row, line in enumerate(lines):
-        start = 0
-        for count, block in zip(columns, line.blocks, strict=True):
+        y = top + row * step
+        for start, count, block in zip(starts, columns, line.blocks, strict=True):
+            pixels[y : y + side, start : start + count * step - _SPACE] = _BACKGROUND
             for column, image in enumerate(block[:count]):
-                tile = _scaled(image, side)
-                top, left = row * (side + _SPACE), start + column * (side + _SPACE)
-                canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
-            start += count * (side + _SPACE) + gap
-    return canvas
+                tile = _thumbnail(image, side)
+                x = start + column * step
+                pixels[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
+    height = len(pixels)
+    with canvas(width / 100, height / 100, path, dpi=100, layout=None) as figure:
+        figure.figimage(pixels)
+        figure.text(_GAP / width, 1 - 6 / height, shorten(title, width // 7), va="top", fontsize=10)
+        for start, text in zip(starts, block_titles, strict=True):
+            figure.text(start / width, 1 - (top - 4) / height, text, va="bottom", fontsize=9)
+        for row, line in enumerate(lines):
+            name = "\n".join(textwrap.wrap(shorten(line.name, 60), 24))
+            y = 1 - (top + row * step + side / 2) / height
+            figure.text((left - _GAP) / width, y, name, ha="right", va="center", fontsize=8)
 
 
-def _tile(lines: Sequence[Line]) -> int:
-    sides = [max(block.shape[1:3]) for line in lines for block in line.blocks]
-    side = max(sides)
-    return side * -(-_MIN_TILE // side)
+def size_map(
+    width: NDArray[np.int64], height: NDArray[np.int64], count: NDArray[np.int64], image_size: int
+) -> bytes:
+    """Draw how many images have which width and height, as squares on logarithmic axes.
+
+    Parameters
+    ----------
+    width, height : native sizes in pixels, at least 1
+    count : images of each size
+    image_size : where the dashed lines are; what lies below or left of them has too few pixels
+
+    Returns
+    -------
+    The bytes of a PNG, 1120×840; the darker a square, the more images.
+    """
+    from matplotlib.colors import LinearSegmentedColormap, LogNorm
+
+    x_edges, y_edges = (_octave_edges(sides, image_size) for sides in (width, height))
+    # The little more keeps powers of two out of the bin below, whatever the logarithm rounds to.
+    x, y = (np.log2(np.maximum(sides, 1)) + 1e-9 for sides in (width, height))
+    images, *_ = np.histogram2d(x, y, bins=[x_edges, y_edges], weights=count)
+    stream = io.BytesIO()
+    with canvas(5.6, 4.2, stream, dpi=200) as figure:
+        axes = figure.subplots()
+        blues = LinearSegmentedColormap.from_list("blues", _BLUES)
+        if images.any():
+            shown = np.ma.masked_equal(images.T, 0)
+            axes.pcolormesh(
+                x_edges, y_edges, shown, cmap=blues, norm=LogNorm(1, max(images.max(), 2)), zorder=2
+            )
+        limit = float(np.log2(image_size))
+        for draw_line in (axes.axvline, axes.axhline):
+            draw_line(limit, color=INK, linewidth=1, linestyle=(0, (5, 3)), zorder=3)
+        axes.set_title(f"dashed: image_size {image_size}", fontsize=8, loc="right")
+        for axis, ends, name in ((axes.xaxis, x_edges, "width"), (axes.yaxis, y_edges, "height")):
+            powers = np.arange(ends[0], ends[-1] + 0.5, 1 + (ends[-1] - ends[0]) // 12)
+            axis.set_ticks(powers, labels=[f"{2**power:g}" for power in powers])
+            axis.set_label_text(f"{name} in pixels")
+        axes.grid(color=RULE, linewidth=0.6)
+        axes.set_axisbelow(True)
+    return stream.getvalue()
 
 
-def _scaled(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """An image, magnified by a whole number to at most `side` pixels, as RGB."""
-    factor = max(1, side // max(image.shape[:2]))
-    large = np.kron(image, np.ones((factor, factor, 1), np.uint8))
-    return large if large.shape[2] == 3 else np.repeat(large[..., :1], 3, axis=2)
-
-
-def _save_notice(path: Path, text: str) -> None:
-    from matplotlib import pyplot as plt
-
-    figure = plt.figure(figsize=(6, 1), dpi=100)
-    figure.text(0.02, 0.5, _plain(text), fontsize=11, va="center")
-    figure.savefig(path, format="png", metadata={"Software": None})
-    plt.close(figure)
-
-
-def _plain(text: str) -> str:
-    """Text that matplotlib does not take for mathematics."""
-    return text.replace("$", r"\$")
+def _octave_edges(sides: NDArray[np.int64], image_size: int) -> NDArray[np.float64]:
+    """Return the edges of bins, six a doubling, over all sides and `image_size`, three doublings at least."""
+    low = int(np.log2(max(int(sides.min(initial=image_size)), 1)))
+    high = int(np.log2(max(int(sides.max(initial=image_size)), 1))) + 1
+    low = max(0, low - max(0, 4 - (high - low)) // 2)
+    high = max(high, low + 3)
+    return np.linspace(low, high, 6 * (high - low) + 1)

@@ -193,6 +193,26 @@ def finding_gallery(
     gallery(sections, path, columns=_COLUMNS, empty="no image is dark, light, blurry or odd otherwise")
 
 
+def transition_matrix(table: pd.DataFrame, classes: list[str]) -> NDArray[np.float64]:
+    """Return the matrix that `detect_noise/transition.csv` lists: K×K, rows the true class.
+
+    Parameters
+    ----------
+    table : `true_label`, `given_label`, `probability`, a row an entry that is not zero
+    classes : K names in index order
+
+    Returns
+    -------
+    float64, each row with a sum of 1, or of NaN where the table has no entry of that class.
+    """
+    matrix = np.zeros((len(classes), len(classes)))
+    names = pd.Index(classes)
+    rows = names.get_indexer(pd.Index(table["true_label"]))
+    matrix[rows, names.get_indexer(pd.Index(table["given_label"]))] = table["probability"]
+    matrix[np.setdiff1d(np.arange(len(classes)), rows)] = np.nan
+    return matrix
+
+
 def transition_heat_map(transition: NDArray[np.float64], classes: list[str], path: Path) -> None:
     """Write P(given label | likely true one) as a heat map, and the strongest confusions as bars.
 

@@ -1,19 +1,14 @@
-"""The page: what every stage found and did, in one file that needs nothing else.
+"""Render the page that shows what every stage found and did, in one file that needs nothing else.
 
 Names of classes and files come from strangers: the template escapes all it is given, and the page
-forbids itself scripts and anything from elsewhere.
-
-What `detect_noise` found and what `curate` did about it, from the summaries that they wrote.
-
-A summary that is not there, or is of another shape, gives empty answers.
-
-How templates become pages.
+forbids itself scripts and anything from elsewhere. A summary that is not there, or is of another shape,
+gives empty answers.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +16,14 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from stages.dataset.issue_kinds import KINDS, NAMES, PROTECTIONS
+from stages.reporting.pictures import caption_of, names_of
 from stages.reporting.reports import (
     HEADLINE,
     LOWER_IS_BETTER,
     METRICS,
     MODELS,
     Picture,
-    Story,
+    Results,
     fallbacks,
     verdict,
 )
@@ -56,46 +52,10 @@ _PLURALS = {"label_errors": "label_error", "outliers": "outlier", "near_duplicat
 _MOST_NAMED = 20
 _SURE = 0.05  # p-value under which the order of the files is said to tell something
 
-# On the data card, and in their own sections.
-_ELSEWHERE = ("ingest", "detect_noise", "curate", "augment", "synthesize", "evaluate")
+# Stages whose pictures are on the data card or in sections of their own, and evaluate's in their places.
+_ELSEWHERE = ("ingest", "detect_noise", "curate", "augment", "synthesize")
+_PLACED = ("recall.png", "confusion.png", "reliability.png", "curves.png", "gan_curves.png")
 
-
-# Of pictures that were found and done, in the order in which the page shows them.
-_FOUND = {
-    "label_errors.png": "The least plausible labels: given → suggested, and what the models think of each",
-    "transition.png": "How labels were mixed up, as far as the suspects tell; grey is right",
-    "near_duplicates.png": "Near-duplicates: under two labels one of them is wrong, in two splits they leak",
-    "outliers.png": "Images that are unlike all others",
-    "image_checks.png": "What the checks of single images found",
-}
-
-
-_DONE = {
-    "class_balance.png": "Each class as given and as curated",
-    "changes.png": "What was changed in the training split",
-}
-
-
-_AUGMENTED = {
-    "transforms.png": "What each transform does by itself",
-    "preview.png": "Augmented copies",
-}
-
-
-_GENERATED = {
-    "samples.png": "What was added, beside real images and the real one that is nearest",
-    "refused.png": "What the gate refused",
-}
-
-
-_CAPTIONS = {
-    **{f"detect_noise/{name}": caption for name, caption in _FOUND.items()},
-    **{f"curate/{name}": caption for name, caption in _DONE.items()},
-    **{f"augment/{name}": caption for name, caption in _AUGMENTED.items()},
-    **{f"synthesize/{name}": caption for name, caption in _GENERATED.items()},
-}
-
-_PROGRESS = "The generator's images of each class after the last step, from the same latents throughout"
 _MOST_ROWS = 200  # of a table in the page; the file beside it holds all of them
 
 
@@ -211,63 +171,68 @@ def render_template(name: str, context: Mapping[str, Any], filters: Mapping[str,
     return environment.get_template(name).render(context) + "\n"
 
 
-def render_page(story: Story) -> str:
-    """The whole of `index.html`; the same story gives the same bytes."""
-    found, done = (story.summaries.get(stage, {}) for stage in ("detect_noise", "curate"))
+def render_page(results: Results) -> str:
+    """The whole of `index.html`; the same results gives the same bytes."""
+    found, done = (results.summaries.get(stage, {}) for stage in ("detect_noise", "curate"))
+    placed = [one for one in results.pictures if one.stage == "evaluate" and one.name in _PLACED]
     context: dict[str, Any] = {
-        "story": story,
+        "results": results,
         "models": MODELS,
         "metrics": METRICS,
         "lower_is_better": LOWER_IS_BETTER,
-        "headline": headline(story),
-        "cards": [card for metric in HEADLINE if (card := score_card(story, metric))],
-        "rows": score_rows(story),
-        "one_sided": intervals_beside(story),
-        "calibration": calibration_rows(story),
-        "cross_validation": cross_validation_rows(story),
-        "noise": story.metrics.get("noise", {}),
+        "headline": headline(results),
+        "cards": [card for metric in HEADLINE if (card := score_card(results, metric))],
+        "rows": score_rows(results),
+        "one_sided": intervals_beside(results),
+        "calibration": calibration_rows(results),
+        "cross_validation": cross_validation_rows(results),
+        "noise": results.metrics.get("noise", {}),
         "found": plain_table(found_by_split(found)),
         "switched_off": switched_off(found),
         "order": order_line(found),
-        "found_pictures": pictures_of(story, "detect_noise", list(_FOUND)),
+        "found_pictures": pictures_of(results, "detect_noise"),
         "done": plain_table(done_by_kind(done)),
         "kept_for_review": kept_for_review(done),
         "rare": rare_classes(done),
-        "reasons": plain_table(story.table("curate/reasons.csv")),
-        "done_pictures": pictures_of(story, "curate", list(_DONE)),
-        **cut("treatments", treatment_rows(story.table("evaluate/treatments.csv"))),
-        **cut("recalls", recall_rows(story.table("evaluate/per_class.csv"))),
-        **made_context(story),
-        "own": {picture.name: _inline(picture) for picture in story.pictures if picture.stage == "evaluate"},
-        "gallery": [_inline(picture) for picture in story.pictures if picture.stage not in _ELSEWHERE],
-        "class_counts": plain_table(counts_by_split(story.table("ingest/class_counts.csv"))),
-        "quarantine": plain_table(story.table("ingest/quarantine.parquet")),
-        "duplicates": plain_table(story.table("ingest/duplicates.parquet")),
-        "summaries": {stage: flatten(summary) for stage, summary in story.summaries.items()},
+        "reasons": plain_table(results.table("curate/reasons.csv")),
+        "done_pictures": pictures_of(results, "curate"),
+        **cut("treatments", treatment_rows(results.table("evaluate/treatments.csv"))),
+        **cut("recalls", recall_rows(results.table("evaluate/per_class.csv"))),
+        **synthesis_context(results),
+        "scores": {picture.name: _inline(picture) for picture in placed},
+        "gallery": [
+            _inline(picture)
+            for picture in results.pictures
+            if picture.stage not in _ELSEWHERE and picture not in placed
+        ],
+        "class_counts": plain_table(counts_by_split(results.table("ingest/class_counts.csv"))),
+        "quarantine": plain_table(results.table("ingest/quarantine.parquet")),
+        "duplicates": plain_table(results.table("ingest/duplicates.parquet")),
+        "summaries": {stage: flatten(summary) for stage, summary in results.summaries.items()},
     }
     filters = {"figure": figure_text, "signed": signed_text}
     filters |= {"brief": brief_text, "percent": percent_text}
     return render_template("page.html.j2", context, filters)
 
 
-def made_context(story: Story) -> dict[str, Any]:
-    """What the section on made images shows; `made` says whether there is anything to show."""
-    augmented = pictures_of(story, "augment", list(_AUGMENTED))
-    generated = pictures_of(story, "synthesize", list(_GENERATED))
-    survival = survival_rows(story.table("augment/survival.csv"))
+def synthesis_context(results: Results) -> dict[str, Any]:
+    """What the section on made images shows; `any_synthesis` says whether there is anything to show."""
+    augmented = pictures_of(results, "augment")
+    generated = pictures_of(results, "synthesize")
+    survival = survival_rows(results.table("augment/survival.csv"))
     return {
-        "made": bool(augmented or generated or survival or story.quality),
+        "any_synthesis": bool(augmented or generated or survival or results.quality),
         **cut("survival", survival),
         "augment_pictures": augmented,
         "synthesize_pictures": generated,
-        "gate": gate_table(story.quality),
-        "gan_line": gan_line(story.synthesis, story.quality),
-        "gan_notes": gan_notes(story.synthesis),
-        "fallbacks": fallbacks(story),
-        "rest_line": rest_line(story.quality),
-        "requested": plain_table(requested_table(story.quality)),
-        "snapshots": plain_table(snapshot_table(story.table("synthesize/gan_scores.csv"), story.quality)),
-        "nearness": nearness(story.quality),
+        "gate": gate_table(results.quality),
+        "gan_line": gan_line(results.synthesis, results.quality),
+        "gan_notes": gan_notes(results.synthesis),
+        "fallbacks": fallbacks(results),
+        "rest_line": rest_line(results.quality),
+        "requested": plain_table(requested_table(results.quality)),
+        "snapshots": plain_table(snapshot_table(results.table("synthesize/gan_scores.csv"), results.quality)),
+        "nearness": nearness(results.quality),
     }
 
 
@@ -276,16 +241,17 @@ def cut(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: rows[:_MOST_ROWS], f"{name}_left_out": max(0, len(rows) - _MOST_ROWS)}
 
 
-def pictures_of(story: Story, stage: str, first: Sequence[str]) -> list[dict[str, str]]:
-    """The pictures of a stage as the template shows them: `first` in that order, then all others."""
-    names = {name: number for number, name in enumerate(first)}
-    own = [picture for picture in story.pictures if picture.stage == stage]
-    return [_inline(picture) for picture in sorted(own, key=lambda one: names.get(one.name, len(names)))]
+def pictures_of(results: Results, stage: str) -> list[dict[str, str]]:
+    """Return the pictures of a stage as the template shows them: in the order of their table, then others."""
+    order = {name: number for number, name in enumerate(names_of(stage))}
+    pictures = [picture for picture in results.pictures if picture.stage == stage]
+    pictures.sort(key=lambda picture: order.get(picture.name.split("/")[0], len(order)))
+    return [_inline(picture) for picture in pictures]
 
 
-def headline(story: Story) -> tuple[str, str]:
+def headline(results: Results) -> tuple[str, str]:
     """The verdict in a sentence, and its kind: `better`, `worse`, `open` or `none`."""
-    gain = story.metrics.get("gain", {}).get("finetune", {}).get("balanced_accuracy")
+    gain = results.metrics.get("gain", {}).get("finetune", {}).get("balanced_accuracy")
     if gain is None:
         return "No models were compared", "none"
     said = verdict("balanced_accuracy", gain)
@@ -297,18 +263,18 @@ def headline(story: Story) -> tuple[str, str]:
     return "The treatments are not shown to help on this test set", "open"
 
 
-def score_card(story: Story, metric: str) -> dict[str, Any] | None:
+def score_card(results: Results, metric: str) -> dict[str, Any] | None:
     """One metric of every model on one scale, and the fine-tuned model's gain; None without figures."""
     found = {
-        name: story.metrics["models"][name][metric]
+        name: results.metrics["models"][name][metric]
         for name in MODELS
-        if metric in story.metrics.get("models", {}).get(name, {})
+        if metric in results.metrics.get("models", {}).get(name, {})
     }
     if not found:
         return None
     ends = [value for figures in found.values() for value in figures.values()]
     low, high = max(0.0, min(ends) - 0.02), min(1.0, max(ends) + 0.02)
-    gain = story.metrics.get("gain", {}).get("finetune", {}).get(metric)
+    gain = results.metrics.get("gain", {}).get("finetune", {}).get(metric)
     return {
         "title": METRICS[metric],
         "low": low,
@@ -319,9 +285,9 @@ def score_card(story: Story, metric: str) -> dict[str, Any] | None:
     }
 
 
-def score_rows(story: Story) -> list[dict[str, Any]]:
+def score_rows(results: Results) -> list[dict[str, Any]]:
     """A row a metric: the figures of each model, the gains of each over the baseline."""
-    models, gains = story.metrics.get("models", {}), story.metrics.get("gain", {})
+    models, gains = results.metrics.get("models", {}), results.metrics.get("gain", {})
     rows = []
     for metric, title in METRICS.items():
         if not any(metric in figures for figures in models.values()):
@@ -338,9 +304,9 @@ def score_rows(story: Story) -> list[dict[str, Any]]:
     return rows
 
 
-def calibration_rows(story: Story) -> list[tuple[str, float, float]]:
+def calibration_rows(results: Results) -> list[tuple[str, float, float]]:
     """Title, temperature and former calibration error of each model whose probabilities were changed."""
-    rows = story.metrics.get("calibration", {})
+    rows = results.metrics.get("calibration", {})
     return [
         (title, rows[name]["temperature"], rows[name]["error_before"])
         for name, title in MODELS.items()
@@ -348,9 +314,9 @@ def calibration_rows(story: Story) -> list[tuple[str, float, float]]:
     ]
 
 
-def cross_validation_rows(story: Story) -> list[dict[str, Any]]:
+def cross_validation_rows(results: Results) -> list[dict[str, Any]]:
     """A row a metric: what each model that leaves folds out scored on them."""
-    found = story.metrics.get("cross_validation", {})
+    found = results.metrics.get("cross_validation", {})
     metrics = [metric for metric in METRICS if any(metric in figures for figures in found.values())]
     return [
         {
@@ -361,11 +327,11 @@ def cross_validation_rows(story: Story) -> list[dict[str, Any]]:
     ]
 
 
-def intervals_beside(story: Story) -> list[str]:
+def intervals_beside(results: Results) -> list[str]:
     """Metrics with an interval that does not hold its own value: the page explains these."""
     beside = {
         metric
-        for figures in story.metrics.get("models", {}).values()
+        for figures in results.metrics.get("models", {}).values()
         for metric, figure in figures.items()
         if not figure["low"] <= figure["value"] <= figure["high"]
     }
@@ -480,10 +446,10 @@ def _strip(figures: Mapping[str, float], low: float, high: float) -> dict[str, f
 
 def _inline(picture: Picture) -> dict[str, str]:
     """A picture as the template shows it; `data` is empty for one that is too large."""
-    place = f"{picture.stage}/{picture.name}"
+    place = f"pages/{picture.stage}/{picture.name}"
     encoded = base64.b64encode(picture.data).decode()
     return {
         "place": f"reports/{place}",
-        "caption": _CAPTIONS.get(place, _PROGRESS if picture.name.startswith("progress/") else ""),
+        "caption": caption_of(picture.stage, picture.name),
         "data": f"data:image/png;base64,{encoded}" if encoded else "",
     }

@@ -1,8 +1,6 @@
-"""What the stages wrote under `reports/`, read for the page and the table.
+"""Read what the stages wrote under `reports/`, for the page and for the table in the terminal.
 
 A report that a stage did not write, or that cannot be read, is left out: the page says what it has.
-
-What the treatments did to the training split, class by class.
 """
 
 from __future__ import annotations
@@ -44,13 +42,11 @@ TABLES = (
     "evaluate/treatments.csv",
 )
 
+# Columns that hold text, also where every class is called by a number.
 _TEXT = ["class", "label", "model", "synthesised_by", "split", "kind", "protection", "action"]
+_TEXT += ["transform", "worst_class", "decision", "predicted", "true_label", "given_label", *MODELS]
 _PNG = b"\x89PNG\r\n\x1a\n"
 _LARGEST_PICTURE = 4 * 2**20
-ACTIONS = {"keep": "kept", "drop": "dropped", "relabel": "relabelled", "reweight": "reweighted"}
-
-
-_TEXT += ["transform", "worst_class", "decision"]
 
 
 @dataclass(frozen=True)
@@ -63,8 +59,8 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Story:
-    """Everything that the page and the table tell.
+class Results:
+    """The results of all stages, as the page and the table show them.
 
     Attributes
     ----------
@@ -96,30 +92,32 @@ class Story:
         return f"{100 * confidence:g} %" if isinstance(confidence, float) else "confidence"
 
 
-def read_story(reports: Path, evaluate: Path | None = None) -> Story:
-    """Read what the stages wrote.
+def read_results(reports: Path, evaluate_pictures: Path | None = None) -> Results:
+    """Read what the stages wrote, and the pictures that were drawn of it.
 
     Parameters
     ----------
-    reports : the folder of the stages' reports
-    evaluate : of evaluate's own files, where they are still being written beside
+    reports : the folder of the stages' reports, with the pictures under `pages/`
+    evaluate_pictures : the folder of evaluate's own, where they are still being drawn
     """
-    folders = {stage: reports / stage for stage in STAGES} | {"evaluate": evaluate or reports / "evaluate"}
+    folders = {stage: reports / stage for stage in (*STAGES, "evaluate")}
+    pages = {stage: reports / "pages" / stage for stage in folders}
+    pages["evaluate"] = evaluate_pictures or pages["evaluate"]
     tables = {}
     for name in TABLES:
         stage, file = name.split("/")
-        table = _table(folders[stage] / file)
+        table = read_table(folders[stage] / file)
         if table is not None:
             tables[name] = table
     pictures = [
         picture
-        for stage, folder in folders.items()
+        for stage, folder in pages.items()
         for path in [*sorted(folder.glob("*.png")), *_last(folder / "progress")]
         for picture in _picture(stage, path.relative_to(folder).as_posix(), path)
     ]
     quality = _mapping(folders["synthesize"] / "quality.json")
     summaries = {stage: _mapping(folder / "summary.json") for stage, folder in folders.items()}
-    return Story(
+    return Results(
         metrics=_mapping(folders["evaluate"] / "metrics.json"),
         settings=summaries.pop("evaluate"),
         tables=tables,
@@ -130,19 +128,11 @@ def read_story(reports: Path, evaluate: Path | None = None) -> Story:
     )
 
 
-def histories(reports: Path) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
-    """The history of each model that has one, and the GAN's (empty where none was trained)."""
-    found = {name: _table(reports / name / "history.csv") for name in MODELS}
-    gan = _table(reports / "synthesize" / "gan_history.csv")
-    models = {name: table for name, table in found.items() if table is not None}
-    return models, pd.DataFrame() if gan is None else gan.select_dtypes("number")
-
-
-def fallbacks(story: Story) -> list[tuple[str, str]]:
+def fallbacks(results: Results) -> list[tuple[str, str]]:
     """Classes for which synthesis fell back to another method, each with the reason, in words."""
     return [
         (str(row["class"]), str(row.get("reason") or row.get("decision")))
-        for row in story.quality
+        for row in results.quality
         if "fall" in str(row.get("decision", "")).lower()
     ]
 
@@ -181,8 +171,8 @@ def _mapping(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _table(path: Path) -> pd.DataFrame | None:
-    """A table, class names as text also where they are 0 to 9 or `NA`; None where there is none."""
+def read_table(path: Path) -> pd.DataFrame | None:
+    """Read a table, class names as text also where they are 0 to 9 or `NA`; None where there is none."""
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
@@ -203,76 +193,3 @@ def _picture(stage: str, name: str, path: Path) -> list[Picture]:
     except OSError:
         return []
     return [Picture(stage, name, data)] if large or data.startswith(_PNG) else []
-
-
-def treatments_by_class(
-    ledger: pd.DataFrame, augmented: pd.DataFrame, synthetic: pd.DataFrame, classes: list[str]
-) -> pd.DataFrame:
-    """A row a class, of the training split.
-
-    Parameters
-    ----------
-    ledger : `LEDGER_COLUMNS`, every split
-    augmented, synthetic : the tables of the deltas (`label` and `method` are used)
-    classes : names in index order
-
-    Returns
-    -------
-    `class`; `given`, `dropped`, `relabelled` (to another class) and `reweighted` count the images
-    that were given this label; `gained` those that another label was taken from, or that had none
-    before a reviewer gave them this one; `real` is what curation left (given - dropped - relabelled
-    + gained); `augmented` and `synthesised` were added to it, the latter by `synthesised_by`
-    (methods with their counts, empty where there is none).
-    """
-    training = ledger[ledger["split"] == "train"]
-    used = training[training["action"] != "drop"]
-    moved = used[used["label"] != used["given_label"]]
-
-    def count(labels: pd.Series) -> pd.Series:
-        return labels.value_counts().reindex(classes, fill_value=0).astype("int64")
-
-    def given_label_of(action: str) -> pd.Series:
-        return training.loc[training["action"] == action, "given_label"]
-
-    columns = {
-        "given": count(training["given_label"]),
-        "dropped": count(given_label_of("drop")),
-        "relabelled": count(moved["given_label"]),
-        "reweighted": count(given_label_of("reweight")),
-        "gained": count(moved["label"]),
-        "real": count(used["label"]),
-        "augmented": count(augmented["label"]),
-        "synthesised": count(synthetic["label"]),
-    }
-    table = pd.DataFrame(columns).rename_axis("class").reset_index()
-    table["synthesised_by"] = [
-        ", ".join(f"{method} {n}" for method, n in _methods(synthetic[synthetic["label"] == name]).items())
-        for name in classes
-    ]
-    return table
-
-
-def sample_counts(
-    ledger: pd.DataFrame, augmented: pd.DataFrame, synthetic: pd.DataFrame
-) -> dict[str, object]:
-    """Images of the training split by what was decided about them, and of the deltas by method.
-
-    Where there are unlabelled samples, `unlabeled` counts those that are left, and `labelled` those
-    that reviewers gave a label: they are trained on besides the ingested ones.
-    """
-    training = ledger["split"] == "train"
-    labelled = training & ledger["given_label"].isna()
-    unlabeled = ledger["split"] == "unlabeled"
-    actions = ledger.loc[training & ~labelled, "action"].value_counts()
-    counts: dict[str, object] = {"ingested": int(actions.sum())}
-    counts |= {name: int(actions.get(action, 0)) for action, name in ACTIONS.items()}
-    if labelled.any() or unlabeled.any():
-        counts |= {"unlabeled": int(unlabeled.sum()), "labelled": int(labelled.sum())}
-    counts |= {"augmented": len(augmented), "synthesised": len(synthetic)}
-    return counts | {"synthesised_by": _methods(synthetic)}
-
-
-def _methods(delta: pd.DataFrame) -> dict[str, int]:
-    """Images of a delta by method, in the order of the names."""
-    counts = delta["method"].value_counts()
-    return {str(name): int(counts[name]) for name in sorted(counts.index)}

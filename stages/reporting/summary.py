@@ -11,15 +11,15 @@ import pandas as pd
 
 from stages.errors import WinnowError, shorten
 from stages.reporting.page import done_by_kind, found_by_split, kept_for_review, order_line, switched_off
-from stages.reporting.reports import HEADLINE, METRICS, MODELS, Story, fallbacks, read_story, verdict
-from stages.reporting.synthesis import made_lines
+from stages.reporting.reports import HEADLINE, METRICS, MODELS, Results, fallbacks, read_results, verdict
+from stages.reporting.synthesis import synthesis_lines
 
 WIDTH = 100
 _MOST_CLASSES = 20
 _NEXT = (
     ("make ui", "every run in MLflow and Prefect"),
     ("make flow", "the same pipeline through Prefect; all of it is cached now"),
-    ("open reports/evaluate/index.html", "all of this with pictures, in one page"),
+    ("open reports/pages/evaluate/index.html", "all of this with pictures, in one page"),
     ("make review", "go through the suspected labels by hand"),
     ("dvc metrics diff", "these figures against the last commit's"),
 )
@@ -28,7 +28,7 @@ _NEXT = (
 def main() -> None:
     """Print the summary of the last run; exit status 2 where there is none."""
     try:
-        text = summarise(read_story(Path("reports")))
+        text = summarise(read_results(Path("reports")))
     except WinnowError as error:
         print(f"summary: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -38,7 +38,7 @@ def main() -> None:
     print(text)
 
 
-def summarise(story: Story) -> str:
+def summarise(results: Results) -> str:
     """The whole summary: plain text, at most `WIDTH` columns.
 
     Raises
@@ -46,42 +46,42 @@ def summarise(story: Story) -> str:
     WinnowError
         Where the stage evaluate has not written its metrics.
     """
-    if not story.metrics.get("models"):
+    if not results.metrics.get("models"):
         raise WinnowError("reports/evaluate/metrics.json is not there, or holds no scores: run `dvc repro`")
     parts = [
-        score_table(story),
-        noise_lines(story),
-        found_table(story),
-        done_table(story),
-        treatment_table(story),
-        made_text(story),
-        unlabeled_line(story),
+        score_table(results),
+        noise_lines(results),
+        found_table(results),
+        done_table(results),
+        treatment_table(results),
+        made_text(results),
+        unlabeled_line(results),
         next_lines(),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def score_table(story: Story) -> str:
+def score_table(results: Results) -> str:
     """Models × headline metrics with intervals, then the gains over the baseline."""
     header = ["", *(METRICS[metric] for metric in HEADLINE)]
     rows = []
     for name, title in MODELS.items():
-        figures = story.metrics["models"].get(name)
+        figures = results.metrics["models"].get(name)
         if figures:
             rows.append([title, *(_figure(figures[metric]) for metric in HEADLINE)])
-    gain = story.metrics.get("gain", {}).get("finetune")
+    gain = results.metrics.get("gain", {}).get("finetune")
     if gain:
         rows.append(["gain*", *(_figure(gain[metric], signed=True) for metric in HEADLINE)])
         rows.append(["", *(verdict(metric, gain[metric]) for metric in HEADLINE)])
-    images = story.metrics.get("test_images", "?")
-    title = f"Scores on {images} test images, with {story.level} intervals"
+    images = results.metrics.get("test_images", "?")
+    title = f"Scores on {images} test images, with {results.level} intervals"
     foot = "* fine-tuned minus baseline on the same resamples; variance over seeds: benchmarks/demo_seeds.py"
     return "\n".join([title, _table([header, *rows]), *([foot] if gain else [])])
 
 
-def noise_lines(story: Story) -> str:
+def noise_lines(results: Results) -> str:
     """Precision, recall and F1 of the noise detector, where labels were planted."""
-    noise = story.metrics.get("noise")
+    noise = results.metrics.get("noise")
     if not noise:
         return "Noise detector: nothing was planted, so it cannot be scored here"
     return "\n".join(
@@ -92,9 +92,9 @@ def noise_lines(story: Story) -> str:
     )
 
 
-def found_table(story: Story) -> str:
+def found_table(results: Results) -> str:
     """Issues by kind and split, without kinds of which there are none, and the checks that were off."""
-    summary = story.summaries.get("detect_noise", {})
+    summary = results.summaries.get("detect_noise", {})
     table = found_by_split(summary)
     if table.empty:
         return ""
@@ -108,9 +108,9 @@ def found_table(story: Story) -> str:
     return "\n".join([*lines, *textwrap.wrap(order, WIDTH, initial_indent="  ", subsequent_indent="  ")])
 
 
-def done_table(story: Story) -> str:
+def done_table(results: Results) -> str:
     """What curation did to the training split by what decided, and what it left for review."""
-    summary = story.summaries.get("curate", {})
+    summary = results.summaries.get("curate", {})
     table = done_by_kind(summary)
     lines = []
     if not table.empty:
@@ -122,9 +122,9 @@ def done_table(story: Story) -> str:
     return "\n".join(lines)
 
 
-def treatment_table(story: Story) -> str:
+def treatment_table(results: Results) -> str:
     """What was dropped, relabelled, augmented and synthesised by class, and every fallback."""
-    table = story.table("evaluate/treatments.csv")
+    table = results.table("evaluate/treatments.csv")
     if table.empty:
         return ""
     columns = ["given", "dropped", "relabelled", "gained", "real", "augmented", "synthesised"]
@@ -142,7 +142,7 @@ def treatment_table(story: Story) -> str:
     if len(table) > len(shown):
         more = len(table) - len(shown)
         lines.append(f"  {more} more classes in reports/evaluate/treatments.csv")
-    fell = fallbacks(story)
+    fell = fallbacks(results)
     if fell:
         lines.append(f"Synthesis fell back for {len(fell)} of {len(table)} classes:")
         lines += [shorten(f"  {shorten(name, 20)}: {reason}", WIDTH) for name, reason in fell[:_MOST_CLASSES]]
@@ -151,16 +151,16 @@ def treatment_table(story: Story) -> str:
     return "\n".join(lines)
 
 
-def made_text(story: Story) -> str:
+def made_text(results: Results) -> str:
     """Whether labels survived augmentation, what the gate let pass, and how near it is to real images."""
-    lines = made_lines(story.table("augment/survival.csv"), story.quality, story.synthesis)
+    lines = synthesis_lines(results.table("augment/survival.csv"), results.quality, results.synthesis)
     wrapped = [textwrap.wrap(shorten(line, 3 * WIDTH), WIDTH, subsequent_indent="  ") for line in lines]
     return "\n".join(line for lines in wrapped for line in lines)
 
 
-def unlabeled_line(story: Story) -> str:
+def unlabeled_line(results: Results) -> str:
     """How many samples have no label, and how many reviewers gave one; nothing where there are none."""
-    samples = story.metrics.get("samples", {})
+    samples = results.metrics.get("samples", {})
     left, labelled = samples.get("unlabeled", 0), samples.get("labelled", 0)
     if not left + labelled:
         return ""

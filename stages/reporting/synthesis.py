@@ -1,9 +1,7 @@
-"""Pictures of what over-sampling made, of what the gate refused, and of the GAN as it learned.
+"""Tables and sentences about the images that `augment` and `synthesize` made.
 
-What `augment` and `synthesize` made, what they refused, and how near it is to real images.
-
-From `augment/survival.csv`, `synthesize/quality.json` and `synthesize/gan_scores.csv`. What is not
-there, or is of another shape, gives empty answers.
+They come from `augment/survival.csv`, `synthesize/quality.json` and `synthesize/gan_scores.csv`. What is
+not there, or is of another shape, gives empty answers.
 """
 
 from __future__ import annotations
@@ -11,15 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-
-from stages.dataset.base import View
-from stages.reporting.figures import Line, save_montage
-from stages.synthesis.oversample import GANRecord, Synthetic
 
 WHOLE_POLICY = "policy"  # the row of survival.csv for all transforms together
 
@@ -50,7 +42,6 @@ _DECISIONS = {"accepted": "better", "reduced": "open", "fallback": "worse"}
 _SURVIVAL = {"kept": "better", "left_out": "worse", "warned": "open"}
 _REST = {"not_needed": "needed none", "off": "were switched off"}
 _MOST_CLASSES = 40
-SHOWN = 8  # images of each class and kind
 
 
 @dataclass(frozen=True)
@@ -177,7 +168,7 @@ def snapshot_table(scores: pd.DataFrame, quality: Sequence[Mapping[str, Any]]) -
     )
 
 
-def made_lines(
+def synthesis_lines(
     survival: pd.DataFrame, quality: Sequence[Mapping[str, Any]], synthesis: Mapping[str, Any]
 ) -> list[str]:
     """Augmentation, gate and privacy in a line each, for the terminal; none of what there is not."""
@@ -279,40 +270,3 @@ def _count(value: object) -> int:
 
 def _or(value: float | None, otherwise: float) -> float:
     return otherwise if value is None else value
-
-
-def save_samples(path: Path, real: View, made: Synthetic) -> None:
-    """A line a class that gained any: real, synthetic, and the nearest real image of each of those."""
-    lines = []
-    for label, (name, entry) in enumerate(made.quality.items()):
-        rows = np.flatnonzero(made.labels == label)[:SHOWN]
-        if len(rows):
-            own = real.images[real.labels == label][:SHOWN]
-            blocks = [own, made.images[rows], real.images[made.parents[rows]]]
-            lines.append(Line(f"{name} ({entry.method})", blocks))
-    title = "Real and synthetic images" if lines else "Nothing was synthesised"
-    save_montage(path, title, lines, [SHOWN] * 3, ["real", "synthetic", "nearest real"])
-
-
-def save_refused(path: Path, real: View, made: Synthetic) -> None:
-    """A line a class and check of the gate that refused some: real, refused, and nearest real images.
-
-    No file where nothing was refused.
-    """
-    lines = []
-    for some in made.refused:
-        own = real.images[real.labels == some.label][:SHOWN]
-        blocks = [own, some.images[:SHOWN], real.images[some.parents[:SHOWN]]]
-        lines.append(Line(f"{real.classes[some.label]}: {some.check.replace('_', ' ')}", blocks))
-    if lines:
-        title = "Generated images that the gate refused, by class and check"
-        save_montage(path, title, lines, [SHOWN] * 3, ["real", "refused", "nearest real"])
-
-
-def save_progress(folder: Path, gan: GANRecord) -> None:
-    """`step_000800.png` for each step that the GAN was looked at: a line a class, the same latents."""
-    folder.mkdir()
-    for step, samples in sorted(gan.progress.items()):
-        lines = [Line(name, [images]) for name, images in zip(gan.trained_on, samples, strict=True)]
-        title = f"The generator after {step} of {gan.steps_asked} steps"
-        save_montage(folder / f"step_{step:06d}.png", title, lines, [samples.shape[1]], [""])

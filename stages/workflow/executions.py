@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 HEADLINE = Path("reports/evaluate/metrics.json")
 LOCK_FILE = Path("dvc.lock")
 PARENT_TAG = "mlflow.parentRunId"
+# Stages that only draw have no run: their pictures are artifacts of the run of `page`.
+DRAWING, PAGE = "report@", "page"
 RAN, CACHED, RESTORED, FAILED, SKIPPED = "ran", "cached", "restored", "failed", "skipped"
 
 
@@ -195,6 +197,7 @@ def record_execution(execution: Execution, store: Store) -> list[str]:
     tags = {
         f"{TAG}stage.{entry.stage}": f"{entry.result} {entry.run_id or ''}".strip()
         for entry in execution.entries
+        if entry.result
     }
     tags |= {f"{TAG}{name}": value for name, value in execution.labels.items()}
     tags["mlflow.note.content"] = _note(execution, store)
@@ -233,7 +236,7 @@ def _resolve(entry: Entry, execution: Execution, store: Store, parent: str) -> b
         runs = _search(store, {"execution": execution.id, "stage": entry.stage}, "FAILED")
         entry.run_id = runs[0].info.run_id if runs else None
         return False
-    if entry.result == SKIPPED or entry.key is None:
+    if entry.result == SKIPPED or entry.key is None or entry.stage.startswith(DRAWING):
         return False
     run = find_run(store, entry.key)
     if run is None:
@@ -287,7 +290,9 @@ def _note(execution: Execution, store: Store) -> str:
     for entry in execution.entries:
         link = f"#/experiments/{store.experiment_id}/runs/{entry.run_id}"
         shown = f"[{entry.run_id[:8]}]({link})" if entry.run_id else "–"
-        lines.append(f"| {entry.stage} | {entry.result} | {shown} |")
+        lines.append(f"| {entry.stage} | {entry.result or '–'} | {shown} |")
+        if entry.stage == PAGE and entry.run_id:
+            lines.insert(0, f"[All pictures and pages of this execution]({link}/artifacts)\n")
     return "\n".join(lines)
 
 

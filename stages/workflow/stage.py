@@ -45,6 +45,7 @@ def stage(
     arguments: AddArguments | None = None,
     named: Callable[[argparse.Namespace], str] | None = None,
     devices: Devices | None = None,
+    tracked: Callable[[argparse.Namespace], bool] | None = None,
 ) -> Callable[[StageFunction], Callable[..., None]]:
     """Make a stage's function its ``main(argv=None)``.
 
@@ -53,6 +54,7 @@ def stage(
     name : the stage's module name
     arguments : adds the stage's own command line arguments, for those that have any
     named : the stage's name in dvc.yaml by its arguments, where a module serves more than one
+    tracked : whether it has a run in MLflow, by its arguments; every stage that does not only draw has one
     devices : how many processes share its work, for a stage that can do so; docs/several-devices.md
     """
 
@@ -82,7 +84,7 @@ def stage(
                         _several(stage_name, number, [f"stages.{name}", *own])
                         return
                 _prepare(params)
-                with _working(stage_name, params) as run:
+                with _working(stage_name, params, tracked is None or tracked(options)) as run:
                     function(params, run, options)
 
         return main
@@ -120,7 +122,7 @@ def _several(name: str, number: int, arguments: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def _working(name: str, params: Params) -> Iterator[StageRun]:
+def _working(name: str, params: Params, tracked: bool) -> Iterator[StageRun]:
     """The stage's lock and its MLflow run: the first process's alone, where there are several."""
     if processes.rank() > 0:
         with processes.quiet_helper():
@@ -128,7 +130,7 @@ def _working(name: str, params: Params) -> Iterator[StageRun]:
         return
     # Where the stage started its processes by itself, the one that waits for them holds the lock.
     lock = contextlib.nullcontext() if processes.under_start() else only_writer(name)
-    with lock, stage_run(name, params) as run:
+    with lock, stage_run(name, params) if tracked else contextlib.nullcontext(StageRun()) as run:
         yield run
 
 

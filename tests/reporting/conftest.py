@@ -77,8 +77,10 @@ def reports(tmp_path):
     write_quality(root, quality)
     history = {"epoch": [1.0, 2.0], "train_loss": [1.0, 0.5], "val_loss": [np.nan, np.nan]}
     pd.DataFrame(history).to_csv(root / "baseline/history.csv", index=False)
-    gallery([Section("", BLACK, ["a", "b"])], root / "detect_noise/label_errors.png")
-    (root / "curate/broken.png").write_bytes(b"<script>alert(1)</script>")
+    for stage in ("detect_noise", "curate", "augment", "synthesize"):
+        (root / "pages" / stage).mkdir(parents=True)
+    gallery([Section("", BLACK, ["a", "b"])], root / "pages/detect_noise/label_errors.png")
+    (root / "pages/curate/broken.png").write_bytes(b"<script>alert(1)</script>")
     return root
 
 
@@ -96,7 +98,8 @@ def findings(reports):
     row = {"split": "train", "kind": "label_error", "protection": "", "action": "drop", "class": "007"}
     pd.DataFrame([row | {"samples": 2}]).to_csv(root / "curate/reasons.csv", index=False)
     for name in ("detect_noise/transition", "detect_noise/another", "curate/class_balance"):
-        (root / f"{name}.png").write_bytes((root / "detect_noise/label_errors.png").read_bytes())
+        picture = (root / "pages/detect_noise/label_errors.png").read_bytes()
+        (root / "pages" / f"{name}.png").write_bytes(picture)
     return root
 
 
@@ -125,9 +128,10 @@ def made(reports):
     pd.DataFrame(scores, columns=["step", "class", "score"]).to_csv(
         root / "synthesize/gan_scores.csv", index=False
     )
-    (root / "synthesize/progress").mkdir()
+    (root / "pages/synthesize/progress").mkdir()
     names = ["augment/preview", "augment/transforms", "synthesize/refused", "synthesize/samples"]
     names += [f"synthesize/progress/step_{step:06d}" for step in (80, 800)]
     for name in names:
-        (root / f"{name}.png").write_bytes((root / "detect_noise/label_errors.png").read_bytes())
+        picture = (root / "pages/detect_noise/label_errors.png").read_bytes()
+        (root / "pages" / f"{name}.png").write_bytes(picture)
     return root

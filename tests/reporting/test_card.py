@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import re
 from html.parser import HTMLParser
 
@@ -329,6 +330,16 @@ def test_writes_the_page_and_two_pictures_always_the_same(card, tmp_path):
 
 def test_every_reason_is_explained():
     assert list(REASONS) == list(errors.REASONS)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_small_thumbnail_keeps_its_pixels_and_a_large_one_is_reduced(channels):
+    def pixels(png):
+        return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+    image = np.random.default_rng(0).integers(0, 255, (9, 9, channels)).astype(np.uint8)
+    assert (pixels(card_sections.thumbnail_png(image, 9)) == np.broadcast_to(image, (9, 9, 3))).all()
+    assert pixels(card_sections.thumbnail_png(np.repeat(image, 20, axis=0), 60)).shape == (60, 3, 3)
 
 
 # --- choosing ----------------------------------------------------------------------------------

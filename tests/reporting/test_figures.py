@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import warnings
 
 import numpy as np
@@ -155,6 +156,56 @@ def test_shorten():
     assert "\x1b" not in errors.shorten("\x1b[31m", 9)
 
 
+def drawn(png):
+    with Image.open(io.BytesIO(png)) as picture:
+        assert (picture.format, picture.size) == ("PNG", (1120, 840))
+        return np.asarray(picture.convert("RGB"))
+
+
+def blue(chart):
+    """Where squares are drawn: bluer than lines and letters."""
+    return chart[:, :, 2].astype(int) - chart[:, :, 0] > 32
+
+
+def test_sizes_are_drawn_where_they_belong_and_darker_where_there_are_more():
+    width, height, count = (np.array(c) for c in ([64, 1024], [1024, 64], [1, 1000]))
+    chart = drawn(figures.size_map(width, height, count, 32))
+    rows, columns = np.nonzero(blue(chart))
+    upper, right = rows < rows.mean(), columns > columns.mean()
+    assert (upper != right).all()  # narrow and tall is at the upper left, wide and flat at the lower right
+    few, many = (np.median(chart[rows[side], columns[side]].sum(axis=1)) for side in (upper, right))
+    assert many < few - 100
+
+
+@pytest.mark.parametrize("sides", [[1], [8], [1, 2**27], [32]])
+def test_any_size_has_a_place_in_the_chart(sides):
+    one = np.array(sides)
+    square = blue(drawn(figures.size_map(one, one, np.ones_like(one), 32)))
+    assert square.sum() > 20
+    assert not (square[0].any() or square[-1].any() or square[:, 0].any() or square[:, -1].any())
+
+
+def test_no_sizes_at_all_and_the_same_bytes_for_the_same_sizes():
+    none, one = np.array([], np.int64), np.array([5, 7])
+    assert not blue(drawn(figures.size_map(none, none, none, 32))).any()
+    assert figures.size_map(one, one, one, 16) == figures.size_map(one, one, one, 16)
+
+
+@pytest.mark.parametrize("title", ["", "<script>", "a\nb\x1b", "猫", "$x_{", "a long name of a class " * 9])
+def test_any_name_is_drawn_beside_its_images(tmp_path, title):
+    images = np.full((5, 8, 8, 1), 200, np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_montage(
+            tmp_path / "a.png", "t", [Line(title, [images]), Line("b", [images[:1] // 2])], [3], [""]
+        )
+    sheet = pixels(tmp_path / "a.png")
+    assert (sheet == 200).all(axis=2).sum() == 3 * 32 * 32  # no more than the columns asked for
+    light, dark = (np.flatnonzero((sheet == grey).all(axis=2).any(axis=1)) for grey in (200, 100))
+    assert light.max() < dark.min()
+    assert (sheet[light.min() : light.max(), :144] < 128).any() == bool(title)
+
+
 def test_a_montage_shows_the_images_and_repeats_its_bytes(tmp_path):
     red = np.zeros((2, 8, 8, 3), np.uint8)
     red[..., 0] = 255
@@ -163,9 +214,9 @@ def test_a_montage_shows_the_images_and_repeats_its_bytes(tmp_path):
         lines = [Line("one $ of $ them", [red, grey])]
         save_montage(tmp_path / f"{name}.png", "title", lines, [3, 2], ["left", "right"])
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).reshape(-1, 3)
-    assert (pixels == [255, 0, 0]).all(1).sum() > 2 * 24 * 24
-    assert (pixels == [77, 77, 77]).all(1).sum() > 24 * 24
+    shown = pixels(tmp_path / "a.png").reshape(-1, 3)
+    assert (shown == [255, 0, 0]).all(1).sum() == 2 * 32 * 32
+    assert (shown == [77, 77, 77]).all(1).sum() == 32 * 32
 
 
 def test_an_empty_one_is_still_a_picture(tmp_path):

@@ -21,7 +21,7 @@ from stages.reporting.page import (
     render_page,
     switched_off,
 )
-from stages.reporting.reports import Story, read_story
+from stages.reporting.reports import Results, read_results
 
 SPLITS = {
     "test": {"samples": 5, "label_error": 1, "outlier": 2, "dark": 0},
@@ -129,7 +129,7 @@ def change_metrics(reports, change):
 
 
 def test_tells_the_whole_story(reports):
-    page = Page(render_page(read_story(reports)))
+    page = Page(render_page(read_results(reports)))
     for said in (
         "The treatments bought 10.0 points of balanced accuracy",
         "0.600",  # the fine-tuned model's score
@@ -150,7 +150,7 @@ def test_tells_the_whole_story(reports):
 
 
 def test_needs_nothing_else_and_runs_no_scripts(reports):
-    page = Page(render_page(read_story(reports)))
+    page = Page(render_page(read_results(reports)))
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "base", "form"})
     for _, attributes in page.tags:
         assert not [name for name in attributes if name.startswith("on")]
@@ -162,7 +162,7 @@ def test_needs_nothing_else_and_runs_no_scripts(reports):
 
 
 def test_tells_what_was_found_and_what_was_done(findings):
-    page = Page(render_page(read_story(findings)))
+    page = Page(render_page(read_results(findings)))
     for said in (
         "label errors 3 3 6",
         "Files that follow one another look alike (p = 0.001)",
@@ -177,7 +177,7 @@ def test_tells_what_was_found_and_what_was_done(findings):
 
 
 def test_pictures_of_a_stage_stand_in_its_section_the_most_telling_first(findings):
-    text = render_page(read_story(findings))
+    text = render_page(read_results(findings))
     names = ["label_errors", "transition", "another", "class_balance"]
     places = [text.index(f"{name}.png</code>") for name in names]
     assert places == sorted(places)
@@ -186,7 +186,7 @@ def test_pictures_of_a_stage_stand_in_its_section_the_most_telling_first(finding
 
 
 def test_tells_what_was_made_and_what_was_refused(made):
-    page = Page(render_page(read_story(made)))
+    page = Page(render_page(read_results(made)))
     for said in (
         "all together 90.0 % kept 81 of 90 100 tried 007 80.0 %",
         "30.0 % left out 27 of 90 100 tried 007 10.0 %",
@@ -206,7 +206,7 @@ def test_tells_what_was_made_and_what_was_refused(made):
 
 
 def test_pictures_of_what_was_made_stand_with_it(made):
-    text = render_page(read_story(made))
+    text = render_page(read_results(made))
     names = ["transforms", "preview", "samples", "refused", "progress/step_000800"]
     places = [text.index(f"{name}.png</code>") for name in names]
     assert places == sorted(places)
@@ -222,7 +222,7 @@ def test_a_thousand_classes_leave_the_page_small(made):
     header, *_, row = (made / "evaluate/treatments.csv").read_text("utf-8").splitlines()
     rows = [row.replace("NA,", f"{long} {i},", 1) for i in range(1000)]
     (made / "evaluate/treatments.csv").write_text("\n".join([header, *rows]), "utf-8")
-    text = render_page(read_story(made))
+    text = render_page(read_results(made))
     page = Page(text)
     for said in (
         "960 more classes in reports/synthesize/quality.json",
@@ -240,11 +240,11 @@ def test_copes_with_missing_and_strange_files_of_what_was_made(made, content):
         (made / file).unlink()
         if content is not None:
             (made / file).write_text(content, "utf-8")
-    assert "What the treatments bought" in Page(render_page(read_story(made))).words
+    assert "What the treatments bought" in Page(render_page(read_results(made))).words
 
 
 def test_names_are_text_and_never_markup(made):
-    text = render_page(read_story(made))
+    text = render_page(read_results(made))
     page = Page(text)
     assert NASTY in page.text
     assert "onerror=alert" not in text.replace("&lt;img src=x onerror=alert(1)&gt;", "")
@@ -252,11 +252,11 @@ def test_names_are_text_and_never_markup(made):
 
 
 def test_pictures_are_inside(reports):
-    page = Page(render_page(read_story(reports)))
+    page = Page(render_page(read_results(reports)))
     pictures = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
     inside = [base64.b64decode(picture.removeprefix("data:image/png;base64,")) for picture in pictures]
-    assert inside == [(reports / "detect_noise/label_errors.png").read_bytes()]
-    assert "reports/detect_noise/label_errors.png" in page.text
+    assert inside == [(reports / "pages/detect_noise/label_errors.png").read_bytes()]
+    assert "reports/pages/detect_noise/label_errors.png" in page.text
 
 
 def test_an_interval_with_zero_in_it_is_not_shown_to_help(reports):
@@ -264,7 +264,7 @@ def test_an_interval_with_zero_in_it_is_not_shown_to_help(reports):
         metrics["gain"]["finetune"]["balanced_accuracy"] = {"value": 0.02, "low": -0.01, "high": 0.05}
 
     change_metrics(reports, change)
-    page = Page(render_page(read_story(reports)))
+    page = Page(render_page(read_results(reports)))
     assert "The treatments are not shown to help on this test set" in page.words
     assert "+0.020 not shown to help −0.010 to +0.050" in page.words
 
@@ -274,27 +274,27 @@ def test_a_loss_is_called_one(reports):
         metrics["gain"]["finetune"]["balanced_accuracy"] = {"value": -0.1, "low": -0.2, "high": -0.05}
 
     change_metrics(reports, change)
-    assert "The treatments cost 10.0 points" in Page(render_page(read_story(reports))).words
+    assert "The treatments cost 10.0 points" in Page(render_page(read_results(reports))).words
 
 
 def test_a_larger_calibration_error_is_worse(reports):
-    page = Page(render_page(read_story(reports)))
+    page = Page(render_page(read_results(reports)))
     assert "+0.100 worse +0.080 to +0.120" in page.words
 
 
 def test_says_where_an_interval_does_not_hold_its_value(reports):
-    assert "does not hold its value" not in render_page(read_story(reports))
+    assert "does not hold its value" not in render_page(read_results(reports))
 
     def change(metrics):
         metrics["models"]["train"]["worst_class_recall"] = {"value": 0.5, "low": 0.2, "high": 0.4}
 
     change_metrics(reports, change)
-    page = Page(render_page(read_story(reports)))
+    page = Page(render_page(read_results(reports)))
     assert "An interval of worst-class recall does not hold its value" in page.words
 
 
 def test_copes_without_anything(tmp_path):
-    page = Page(render_page(read_story(tmp_path)))
+    page = Page(render_page(read_results(tmp_path)))
     assert "No models were compared" in page.words
     assert "No file was refused" in page.words
 
@@ -302,36 +302,36 @@ def test_copes_without_anything(tmp_path):
 @pytest.mark.parametrize("stage", ["ingest", "synthesize", "detect_noise", "baseline", "evaluate"])
 def test_copes_without_one_stage(reports, stage):
     (reports / stage).rename(reports / f"{stage}.away")
-    assert Page(render_page(read_story(reports))).tags
+    assert Page(render_page(read_results(reports))).tags
 
 
 def test_without_planted_noise_the_detector_is_not_scored(reports):
     change_metrics(reports, lambda metrics: metrics.update(noise={}))
-    assert "No wrong labels were planted" in Page(render_page(read_story(reports))).words
+    assert "No wrong labels were planted" in Page(render_page(read_results(reports))).words
 
 
 def test_long_tables_are_cut_and_say_so(reports):
     lines = [f"c{i},train,1" for i in range(350)]
     (reports / "ingest/class_counts.csv").write_text("\n".join(["class,split,count", *lines]), "utf-8")
-    page = Page(render_page(read_story(reports)))
+    page = Page(render_page(read_results(reports)))
     assert "150 more rows in reports/ingest/class_counts.csv" in page.words
 
 
 def test_unlabelled_images_are_a_row_and_a_column_of_the_counts(reports):
     with (reports / "ingest/class_counts.csv").open("a") as file:
         file.write(",unlabeled,7\n")
-    table = counts_by_split(read_story(reports).table("ingest/class_counts.csv"))
+    table = counts_by_split(read_results(reports).table("ingest/class_counts.csv"))
     assert table.columns.tolist() == ["class", "train", "test", "unlabeled"]
     assert table.iloc[-1].tolist() == ["no label", 0, 0, 7]
-    assert "no label" in Page(render_page(read_story(reports))).words
+    assert "no label" in Page(render_page(read_results(reports))).words
 
 
 def test_same_story_same_bytes(reports):
-    assert render_page(read_story(reports)) == render_page(read_story(reports))
+    assert render_page(read_results(reports)) == render_page(read_results(reports))
 
 
 def test_small_pieces():
-    assert headline(Story({}))[1] == "none"
+    assert headline(Results({}))[1] == "none"
     assert flatten({"a": {"b": 1, "c": [1, 2.5]}, "d": None}) == [("a.b", "1"), ("a.c", "1, 2.5"), ("d", "")]
     assert flatten({"a": [{"b": 1}, {"b": [2]}]}) == [("a.1.b", "1"), ("a.2.b", "2")]
     assert (cell_text(0.123456), cell_text(float("nan")), cell_text(3)) == ("0.1235", "", "3")

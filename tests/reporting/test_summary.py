@@ -5,13 +5,13 @@ import json
 import pytest
 
 from stages.errors import WinnowError
-from stages.reporting.reports import Story, read_story
+from stages.reporting.reports import Results, read_results
 from stages.reporting.summary import WIDTH, main, summarise
 
 
 @pytest.fixture
 def text(reports):
-    return summarise(read_story(reports))
+    return summarise(read_results(reports))
 
 
 def test_scores_with_intervals_and_the_gain(text):
@@ -48,7 +48,7 @@ def test_fits_the_terminal_also_with_many_classes_and_long_names(reports):
     }
     content = {"method": "gan", "gan": None, "classes": quality}
     (reports / "synthesize/quality.json").write_text(json.dumps(content), "utf-8")
-    text = summarise(read_story(reports))
+    text = summarise(read_results(reports))
     assert max(map(len, text.splitlines())) <= WIDTH
     assert "40 more classes in reports/evaluate/treatments.csv" in text
     assert "40 more in reports/synthesize/quality.json" in text
@@ -60,7 +60,7 @@ def test_without_summaries_nothing_is_said_of_what_was_found_and_done(text):
 
 
 def test_what_was_found_and_done(findings):
-    text = summarise(read_story(findings))
+    text = summarise(read_results(findings))
     lines = [" ".join(line.split()) for line in text.splitlines()]
     for line in (
         "label errors 3 3 6",
@@ -75,7 +75,7 @@ def test_what_was_found_and_done(findings):
 
 
 def test_what_was_made(made):
-    text = summarise(read_story(made))
+    text = summarise(read_results(made))
     words = " ".join(text.split())
     for said in (
         "Augmentation: 90.0 % of images are still recognised",
@@ -93,25 +93,31 @@ def test_without_an_eligible_class_no_gan_is_told(text):
 
 
 def test_commands_to_look_further(text):
-    for command in ("make ui", "make flow", "reports/evaluate/index.html", "make review", "dvc metrics diff"):
+    for command in (
+        "make ui",
+        "make flow",
+        "reports/pages/evaluate/index.html",
+        "make review",
+        "dvc metrics diff",
+    ):
         assert command in text.split("Look further")[1]
 
 
 def test_no_terminal_codes_from_class_names(reports):
     path = reports / "evaluate/treatments.csv"
     path.write_text(path.read_text("utf-8").replace("\nNA,", "\n\x1b[2J,"), "utf-8")
-    assert "\x1b" not in summarise(read_story(reports))
+    assert "\x1b" not in summarise(read_results(reports))
 
 
 def test_nothing_planted_is_said(reports):
     path = reports / "evaluate/metrics.json"
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"noise": {}}), "utf-8")
-    assert "nothing was planted" in summarise(read_story(reports))
+    assert "nothing was planted" in summarise(read_results(reports))
 
 
 def test_before_any_run_it_is_one_line_and_status_2(tmp_path, monkeypatch, capsys):
     with pytest.raises(WinnowError, match="run `dvc repro`"):
-        summarise(Story({}))
+        summarise(Results({}))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -122,7 +128,7 @@ def test_before_any_run_it_is_one_line_and_status_2(tmp_path, monkeypatch, capsy
 def test_main_prints_the_summary(reports, monkeypatch, capsys):
     monkeypatch.chdir(reports.parent)
     main()
-    assert capsys.readouterr().out.rstrip("\n") == summarise(read_story(reports))
+    assert capsys.readouterr().out.rstrip("\n") == summarise(read_results(reports))
 
 
 def test_unlabelled_images_are_named_where_there_are_any(reports, text):
@@ -131,7 +137,7 @@ def test_unlabelled_images_are_named_where_there_are_any(reports, text):
     metrics = json.loads(path.read_text("utf-8"))
     metrics["samples"] |= {"unlabeled": 7, "labelled": 2}
     path.write_text(json.dumps(metrics), "utf-8")
-    lines = summarise(read_story(reports)).splitlines()
+    lines = summarise(read_results(reports)).splitlines()
     said = "Unlabelled: 7 images are not trained on; reviewers gave 2 a label (make review)"
     assert lines.index("Training split, by class") < lines.index(said) < lines.index("Look further")
     assert max(map(len, lines)) <= WIDTH

@@ -8,6 +8,7 @@ from stages.synthesis.gan_trainer import CODE, GANConfig, Record, inputs_digest
 # Messages, tables, and what only calls the training: no weight follows from their code.
 NO_WEIGHTS = {
     "stages/__init__.py",
+    "stages/dataset/__init__.py",
     "stages/dataset/base.py",
     "stages/errors.py",
     "stages/dataset/files.py",

@@ -1,0 +1,142 @@
+"""The table of all pictures: which stage each is of, what it shows, and the function that draws it.
+
+A new picture is a function that takes `Outputs` and a path, and a line here: the stage `report` draws it,
+and the page shows it under its caption, in this order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages.reporting import curation, evaluation, noise, oversampling
+from stages.reporting.outputs import Outputs
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture that is drawn of a stage's outputs.
+
+    Attributes
+    ----------
+    stage : whose outputs it shows
+    name : of the file, or of the folder of files, under `reports/pages/<stage>/`
+    caption : what the page says of it
+    draw : writes it to a path; one without anything to show may write nothing
+    """
+
+    stage: str
+    name: str
+    caption: str
+    draw: Callable[[Outputs, Path], None]
+
+
+DRAWINGS = (
+    Drawing(
+        "detect_noise",
+        "label_errors.png",
+        "The least plausible labels: given → suggested, and what the models think of each",
+        lambda given, path: noise.label_issue_gallery(given.issues, given.base.images, given.rows, path),
+    ),
+    Drawing(
+        "detect_noise",
+        "transition.png",
+        "How labels were mixed up, as far as the suspects tell; grey is right",
+        lambda given, path: noise.transition_heat_map(
+            noise.transition_matrix(given.report("detect_noise/transition.csv"), given.base.classes),
+            given.base.classes,
+            path,
+        ),
+    ),
+    Drawing(
+        "detect_noise",
+        "near_duplicates.png",
+        "Near-duplicates: under two labels one of them is wrong, in two splits they leak",
+        lambda given, path: noise.near_duplicate_gallery(given.issues, given.base.images, given.rows, path),
+    ),
+    Drawing(
+        "detect_noise",
+        "outliers.png",
+        "Images that are unlike all others",
+        lambda given, path: noise.outlier_gallery(given.issues, given.base.images, given.rows, path),
+    ),
+    Drawing(
+        "detect_noise",
+        "image_checks.png",
+        "What the checks of single images found",
+        lambda given, path: noise.finding_gallery(given.issues, given.base.images, given.rows, path),
+    ),
+    Drawing(
+        "curate",
+        "class_balance.png",
+        "Each class as given and as curated",
+        lambda given, path: curation.class_balance(given.report("curate/changes.csv"), path),
+    ),
+    Drawing(
+        "curate",
+        "changes.png",
+        "What was changed in the training split",
+        lambda given, path: curation.change_gallery(given.ledger, given.base.images, given.rows, path),
+    ),
+    Drawing(
+        "augment",
+        "transforms.png",
+        "What each transform does by itself",
+        oversampling.transforms_preview,
+    ),
+    Drawing("augment", "preview.png", "Augmented copies", oversampling.copies_preview),
+    Drawing(
+        "synthesize",
+        "samples.png",
+        "What was added, beside real images and the real one that is nearest",
+        oversampling.synthetic_preview,
+    ),
+    Drawing("synthesize", "refused.png", "What the gate refused", oversampling.refused_preview),
+    Drawing(
+        "synthesize",
+        "progress",
+        "The generator's images of each class after the last step, from the same latents throughout",
+        oversampling.gan_progress,
+    ),
+    Drawing("evaluate", "recall.png", "Recall of each class", evaluation.recall),
+    Drawing(
+        "evaluate",
+        "confusion.png",
+        "Confusion: rows are the true class, shaded by their share",
+        evaluation.confusion,
+    ),
+    Drawing(
+        "evaluate",
+        "reliability.png",
+        "Reliability: on the dashed line, confidence is accuracy",
+        evaluation.reliability,
+    ),
+    Drawing(
+        "evaluate",
+        "curves.png",
+        "Loss and accuracy by epoch; validation labels are as noisy as the training ones",
+        evaluation.training_curves,
+    ),
+    Drawing("evaluate", "gan_curves.png", "The generator's training", evaluation.gan_curves),
+)
+
+
+def draw_all(stage: str, outputs: Outputs, folder: Path) -> None:
+    """Draw every picture of a stage into `folder`, which is there."""
+    for drawing in DRAWINGS:
+        if drawing.stage == stage:
+            drawing.draw(outputs, folder / drawing.name)
+
+
+def caption_of(stage: str, name: str) -> str:
+    """Return the caption of a picture, or of the folder that it is in; empty for an unknown one."""
+    for drawing in DRAWINGS:
+        if drawing.stage == stage and drawing.name == name.split("/", maxsplit=1)[0]:
+            return drawing.caption
+    return ""
+
+
+def names_of(stage: str) -> list[str]:
+    """Return the names of a stage's pictures in the order of the table."""
+    return [drawing.name for drawing in DRAWINGS if drawing.stage == stage]
