@@ -5,7 +5,7 @@ from __future__ import annotations
 from stages.errors import WinnowError
 from stages.workflow.store import without_password
 
-_SECONDS = 5.0
+_SECONDS = 30.0  # where none listens it is known at once; a busy machine answers late
 
 
 def check_server(*, needed: bool) -> str | None:

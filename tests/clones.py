@@ -44,7 +44,7 @@ def environment(**more: str) -> dict[str, str]:
 def run(place: Path, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a clone; `dvc` and `python` are this environment's."""
     return subprocess.run(
-        command, cwd=place, env=environment(**more), capture_output=True, text=True, check=False, timeout=900
+        command, cwd=place, env=environment(**more), capture_output=True, text=True, check=False, timeout=1800
     )
 
 

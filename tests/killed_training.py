@@ -34,14 +34,12 @@ class Ended:
 
 
 def trained(folder: Path | None, choices: dict[str, Any], at_step: int | None = None, by: int = 0) -> Ended:
-    """Train in a process of its own; after step `at_step` SIGTERM reaches it, or SIGKILL is on its way."""
+    """Train in a process of its own; after step `at_step` SIGTERM reaches it, or SIGKILL soon."""
     context = multiprocessing.get_context("forkserver")
     # Imported once, and not in each process; an optimiser imports the second.
     context.set_forkserver_preload(["stages.learning.loop", "torch._dynamo"])
     here, there = context.Pipe()
-    process = context.Process(
-        target=_train, args=(there, folder, choices, at_step if by == signal.SIGTERM else None)
-    )
+    process = context.Process(target=_train, args=(there, folder, choices, at_step, by))
     process.start()
     there.close()
     result = None
@@ -58,7 +56,9 @@ def trained(folder: Path | None, choices: dict[str, Any], at_step: int | None = 
     return Ended(process.exitcode, result)
 
 
-def _train(to: Connection, folder: Path | None, choices: dict[str, Any], ask_at: int | None = None) -> None:
+def _train(
+    to: Connection, folder: Path | None, choices: dict[str, Any], at_step: int | None, by: int
+) -> None:
     torch.set_num_threads(1)
     resume._SHARE = math.inf  # after each epoch, however short
     step = Trainer.step
@@ -66,8 +66,10 @@ def _train(to: Connection, folder: Path | None, choices: dict[str, Any], ask_at:
     def told(trainer: Trainer) -> None:
         step(trainer)
         to.send(trainer.steps)
-        if trainer.steps == ask_at:
+        if at_step is not None and trainer.steps == at_step and by == signal.SIGTERM:
             signal.raise_signal(signal.SIGTERM)
+        if at_step is not None and trainer.steps > at_step and by == signal.SIGKILL:
+            to.recv()  # for ever: on a busy machine the kill is late, and all steps would be done by then
 
     Trainer.step = told
     view, unlabeled = bars()

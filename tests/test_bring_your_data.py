@@ -61,7 +61,7 @@ class Shell:
             script = script.replace(old, new)
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", script],
-            cwd=self.clone, env=self._environment, capture_output=True, text=True, timeout=900, check=False,
+            cwd=self.clone, env=self._environment, capture_output=True, text=True, timeout=1800, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{block}: {done.stdout}\n{done.stderr}"
         return done.stdout

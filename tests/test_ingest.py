@@ -34,6 +34,9 @@ from stages.dataset.base import INGESTED, SAMPLE_COLUMNS, TRUTH, TRUTH_COLUMNS, 
 from stages.dataset.ids import bytes_id, pixel_id
 from stages.fetch import fetch
 
+# One folder for all examples; and how long they take to draw says how busy the machine is.
+ONE_FOLDER = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -456,7 +459,7 @@ def files(draw: st.DrawFn) -> bytes:
     return bytes(content[: draw(st.integers(0, len(content)))] + draw(st.binary(max_size=20)))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=ONE_FOLDER)
 @given(contents=st.lists(files(), min_size=1, max_size=30))
 def test_any_bytes_are_a_sample_a_copy_of_one_or_in_quarantine(configure: Any, contents: list[bytes]) -> None:
     configure(ingest__max_quarantine=1.0)

@@ -36,7 +36,7 @@ def prepared(tiny_dataset: Dataset, workspace: Path) -> Path:
 def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", *arguments, "--view", "raw"],
-        cwd=folder, env=environment(), check=False, capture_output=True, text=True, timeout=300,
+        cwd=folder, env=environment(), check=False, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
 
 

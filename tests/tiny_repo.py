@@ -38,7 +38,7 @@ def work(run=None):
 
         end_with_parent()
         pathlib.Path("pid").write_text(str(os.getpid()))
-        time.sleep(120)
+        time.sleep(1000)
     out = pathlib.Path("reports", name)
     out.mkdir(parents=True)
     figures = {"test_set_hash": "abc", "models": {"finetune": {"macro_f1": {"value": 0.5}}}}
@@ -132,7 +132,7 @@ def environment() -> dict[str, str]:
 def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "dvc", *arguments]
     return subprocess.run(
-        command, cwd=folder, env=environment(), check=False, capture_output=True, text=True, timeout=120
+        command, cwd=folder, env=environment(), check=False, capture_output=True, text=True, timeout=900
     )
 
 

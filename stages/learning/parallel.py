@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -139,6 +140,8 @@ def joined(device: Device) -> Iterator[World]:
         if local >= there:
             raise WinnowError(f"more processes than the {there} GPU(s) of this machine: start fewer")
         torch.cuda.set_device(local)
+    _tell_that_the_first_waits()
+    if target.type == "cuda":
         place = torch.device("cuda", local)
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=place)
     else:
@@ -151,6 +154,39 @@ def joined(device: Device) -> Iterator[World]:
         raise
     # Not after an error: the others may wait for this one, and NCCL would wait for them.
     dist.destroy_process_group()
+
+
+def first_waits() -> bool:
+    """Wait until the first process is where it waits for this one, which has not joined: True then.
+
+    False where nobody can know: this process has joined, or torchrun keeps no store for its processes. Where
+    the first ends without getting there, torchrun ends this process meanwhile.
+    """
+    if world().size > 1:
+        return False
+    with contextlib.suppress(RuntimeError):  # torchrun went away, or nothing came in all this time
+        if (store := _torchruns_store()) is not None:
+            store.wait([_waits_key()], timedelta(minutes=30))  # as long as processes wait to join
+            return True
+    return False
+
+
+def _tell_that_the_first_waits() -> None:
+    if os.environ.get("RANK") == "0" and (store := _torchruns_store()) is not None:
+        store.set(_waits_key(), "")
+
+
+def _torchruns_store() -> Any:
+    """A TCPStore, where processes leave word for one another before they have joined; None without one."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(*place)  # type: ignore[attr-defined]
+
+
+def _waits_key() -> str:
+    # torchrun may start the processes again, and they find the same store.
+    return f"winnow/first waits/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 class _Gather(torch.autograd.Function):

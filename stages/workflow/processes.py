@@ -16,7 +16,7 @@ from stages.errors import ProcessGoneError, WinnowError
 from stages.learning.names import Device
 
 _OURS = "WINNOW_PROCESSES"  # set for what `start` started: the stage that waits for them holds its lock
-_GRACE_SECONDS = 3.0
+_GRACE_SECONDS = 30.0  # for a step and the end of a process on a busy machine
 
 
 def rank() -> int:
@@ -120,7 +120,8 @@ def quiet_helper() -> Iterator[None]:
     """What a process other than the first does in: it prints nothing, and leaves errors to the first.
 
     What goes wrong mostly goes wrong in all processes alike. The first says so and ends, and torchrun then
-    ends the others; one that is still there after some seconds has an error of its own, and raises it.
+    ends the others. One that sees the first wait for it has an error of its own, and raises it. Once they
+    have joined nobody can see that, but they keep step: one that is still there after some seconds raises it.
     """
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         try:
@@ -131,5 +132,8 @@ def quiet_helper() -> Iterator[None]:
             time.sleep(_GRACE_SECONDS)
             raise SystemExit(2) from None
         except BaseException:
-            time.sleep(_GRACE_SECONDS)
+            from stages.learning.parallel import first_waits
+
+            if not first_waits():
+                time.sleep(_GRACE_SECONDS)
             raise

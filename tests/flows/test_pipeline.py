@@ -10,6 +10,7 @@ import pytest
 from tiny_repo import change_parameter, environment, ran
 
 from flows.pipeline import format_table, main, pipeline, summary
+from flows.processes import ProcessGroups
 from flows.workspace import Outcome
 from stages.workflow.store import TAG, open_store
 
@@ -26,14 +27,14 @@ def gone(pid: int, seconds: float) -> bool:
 
 
 def test_runs_everything_then_nothing_then_what_changed(
-    tiny: Path, prefect_server: str, caplog: pytest.LogCaptureFixture
+    tiny: Path, prefect_server: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     main([])
     assert ran(tiny) == ["first", "second", "evaluate"]
     assert not (tiny / "data/raw/unused").exists()
-    start = time.monotonic()
-    main([])
-    assert time.monotonic() - start < 20
+    with monkeypatch.context() as patch:
+        patch.setattr(ProcessGroups, "run", None)  # what is up to date starts no process
+        main([])
     assert ran(tiny) == []
     change_parameter(tiny, "epochs: 40", "epochs: 41")
     main(["--jobs", "1"])
@@ -168,18 +169,18 @@ def test_no_stage_outlives_a_flow_that_ends(tiny: Path, prefect_server: str, num
         text=True,
     )
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 600
         while not (tiny / "pid").exists() or not (tiny / "pid").read_text():
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.1)
         stage = int((tiny / "pid").read_text())
         os.kill(process.pid, number)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == status, err
-    assert gone(stage, 10)
+    assert gone(stage, 300)
     assert number != signal.SIGTERM or "Traceback" not in err
     assert ran(tiny) == ["first"]
     if number != signal.SIGKILL:

@@ -1,12 +1,15 @@
+import itertools
 import os
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from flows import processes
 from flows.processes import ProcessGroups, StoppedError, lines
 
 
@@ -35,7 +38,9 @@ def test_lines_come_whole_whatever_the_chunks():
     assert feed() == []
 
 
-def test_of_a_progress_bar_only_some_states_are_told_and_the_last():
+def test_of_a_progress_bar_only_some_states_are_told_and_the_last(monkeypatch: pytest.MonkeyPatch):
+    seconds = itertools.count(100, 0.01)  # between two looks at the clock, whatever the machine is at
+    monkeypatch.setattr(processes, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     bar = [f"\rtrain: {step}/500".encode() for step in range(1, 501)]
     told = feed(b"start\n", b"".join(bar), b"\ndone\n")
     assert told[0] == "start"
@@ -44,22 +49,32 @@ def test_of_a_progress_bar_only_some_states_are_told_and_the_last():
 
 
 def test_run_gives_output_as_it_comes_and_the_status(tmp_path: Path):
-    script = "import sys, time; print('one', flush=True); time.sleep(.6); print('two', file=sys.stderr)"
-    heard: list[tuple[str, float]] = []
-    status = ProcessGroups().run(
-        [sys.executable, "-c", script + "; sys.exit(3)"],
-        dict(os.environ),
-        lambda line: heard.append((line, time.monotonic())),
-    )
-    assert status == 3
-    assert [line for line, _ in heard] == ["one", "two"]
-    assert heard[1][1] - heard[0][1] > 0.3
+    # The second line comes when the first was heard, and not at all where lines come at the end.
+    script = """
+import pathlib, sys, time
+print("one", flush=True)
+end = time.monotonic() + 300
+while not pathlib.Path(sys.argv[1]).exists():
+    assert time.monotonic() < end
+    time.sleep(0.02)
+print("two", file=sys.stderr)
+sys.exit(3)
+"""
+    heard: list[str] = []
+
+    def hear(line: str) -> None:
+        heard.append(line)
+        (tmp_path / line).touch()
+
+    command = [sys.executable, "-c", script, str(tmp_path / "one")]
+    assert ProcessGroups().run(command, dict(os.environ), hear) == 3
+    assert heard == ["one", "two"]
 
 
 def test_stop_ends_the_whole_group_also_what_ignores_sigterm(tmp_path: Path):
     child = (
         "import os, pathlib, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-        "pathlib.Path('child').write_text(str(os.getpid())); time.sleep(100)"
+        "pathlib.Path('child').write_text(str(os.getpid())); time.sleep(1000)"
     )
     script = (
         f"import os, subprocess, sys; os.chdir({str(tmp_path)!r});"
@@ -82,9 +97,9 @@ def test_stop_ends_the_whole_group_also_what_ignores_sigterm(tmp_path: Path):
         time.sleep(0.05)
     pid = int((tmp_path / "child").read_text())
     groups.stop()
-    thread.join(20)
+    thread.join(300)
     assert len(result) == 1
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 300
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -55,7 +55,7 @@ def wait_until(condition, seconds: float, folder: Path) -> None:
 
 def healthy(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health", timeout=2).status_code == 200
+        return httpx.get(f"{url}/health", timeout=60).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -104,7 +104,7 @@ def real_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     env = {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with running(command, home, **env) as server:
-        wait_until(lambda: server.poll() is not None or healthy(url), 120, home)
+        wait_until(lambda: server.poll() is not None or healthy(url), 600, home)
         assert server.poll() is None, (home / "log").read_text()
         yield {**env, "PREFECT_API_URL": url}
 
@@ -119,11 +119,11 @@ def test_a_served_flow_runs_twice_by_itself(tiny: Path, real_server: dict[str, s
     url = real_server["PREFECT_API_URL"]
     serve = [sys.executable, "-m", "flows.serve", "--every", "5"]
     with running(serve, tiny, **real_server) as served:
-        wait_until(lambda: completed(url) >= 2 or served.poll() is not None, 90, tiny)
+        wait_until(lambda: completed(url) >= 2 or served.poll() is not None, 600, tiny)
         assert served.poll() is None, (tiny / "log").read_text()
     assert ran(tiny) == ["first", "second", "evaluate"]  # the second run found everything cached
 
 
 def completed(url: str) -> int:
     body = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
-    return int(httpx.post(f"{url}/flow_runs/count", json=body, timeout=10).json())
+    return int(httpx.post(f"{url}/flow_runs/count", json=body, timeout=60).json())

@@ -26,11 +26,11 @@ def test_only_one_flow_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def other() -> None:
         with workspace_lock(0, said.append):
             entered.set()
-            leave.wait(20)
+            leave.wait(600)
 
     thread = threading.Thread(target=other)
     thread.start()
-    assert entered.wait(20)
+    assert entered.wait(600)
     with pytest.raises(WinnowError, match="another flow was still at work"), workspace_lock(0.1, said.append):
         pass
     assert len(said) == 1

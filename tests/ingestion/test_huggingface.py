@@ -23,6 +23,9 @@ from stages.ingestion.huggingface import HuggingFace, find
 from stages.ingestion.source import Block, Columns
 from stages.ingestion.trees import FolderTree
 
+# One folder for all examples; and how long they take to draw says how busy the machine is.
+ONE_FOLDER = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
 AUTO = Columns()
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -355,7 +358,7 @@ def _checked(blocks: list[Block]) -> None:
             assert row.reason in REASONS
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=ONE_FOLDER)
 @given(changes=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=20))
 def test_any_damage_is_blocks_or_an_error_in_words(tmp_path: Path, changes: list[tuple[int, int]]) -> None:
     shard(tmp_path, "train.parquet", said=class_label("cat", "dog"))
@@ -381,7 +384,7 @@ _JSON = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=ONE_FOLDER)
 @given(feature=_JSON)
 def test_any_metadata_is_blocks_or_an_error_in_words(tmp_path: Path, feature: Any) -> None:
     try:

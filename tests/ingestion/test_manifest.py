@@ -19,6 +19,9 @@ from stages.ingestion.manifest import Manifest, find
 from stages.ingestion.source import BLOCK, Block, Columns, Quarantined
 from stages.ingestion.trees import FolderTree
 
+# One folder for all examples; and how long they take to draw says how busy the machine is.
+ONE_FOLDER = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
 AUTO = Columns()
 
 
@@ -518,7 +521,7 @@ _TEXTS = st.lists(
 ).map(lambda parts: "".join(parts).encode())
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=ONE_FOLDER)
 @given(
     content=st.one_of(st.binary(), _TEXTS),
     header=st.sampled_from([b"", b"path,label\n", b"path;label;split\n"]),
@@ -535,7 +538,7 @@ def test_any_bytes_as_csv_are_rows_refusals_or_an_error_in_words(
 _CELL = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=ONE_FOLDER)
 @given(cells=st.lists(st.tuples(_CELL, _CELL, _CELL), min_size=1, max_size=5))
 def test_any_texts_in_parquet_are_rows_or_refusals(tmp_path: Path, cells: list[tuple[str, str, str]]) -> None:
     path, label, group = (list(column) for column in zip(*cells, strict=True))
@@ -545,7 +548,7 @@ def test_any_texts_in_parquet_are_rows_or_refusals(tmp_path: Path, cells: list[t
     assert found == len(cells)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=ONE_FOLDER)
 @given(changes=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=20))
 def test_any_damage_to_parquet_is_rows_refusals_or_an_error_in_words(
     tmp_path: Path, changes: list[tuple[int, int]]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,7 +126,9 @@ def test_processes_take_over_where_few_items_take_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = read(many(), tmp_path / "plain")
-    monkeypatch.setattr(module, "_PATIENCE", 0.02)
+    clock = itertools.count()  # each look at it is a second: a machine may be quick, or busy
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(module, "_PATIENCE", 20)
     used = []
     pool = module.Pool
     monkeypatch.setattr(module, "Pool", lambda *settings: used.append(1) or pool(*settings))

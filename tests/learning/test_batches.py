@@ -133,7 +133,7 @@ def test_the_thread_ends_with_the_images(tmp_path: Path):
     assert reader.is_alive()
     del images
     gc.collect()
-    reader.join(10)
+    reader.join(300)
     assert not reader.is_alive()
 
 

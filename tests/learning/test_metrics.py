@@ -159,9 +159,9 @@ def test_two_thousand_resamples_of_a_large_test_split_take_seconds(benchmark_sec
 
     labels = np.random.default_rng(0).integers(0, 10, 5000)
     values = {name: make_probabilities(labels, 10, 2, i) for i, name in enumerate(("baseline", "train"))}
-    start = time.perf_counter()
+    start = time.process_time()  # of this process alone, whatever else the machine does
     compare(labels, values, resamples=2000)
-    assert time.perf_counter() - start < benchmark_seconds
+    assert time.process_time() - start < benchmark_seconds
 
 
 def test_no_images_or_other_images_are_an_error(labels, probabilities):

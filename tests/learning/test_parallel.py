@@ -17,7 +17,7 @@ from stages.learning.parallel import SharedBatchNorm, World, joined, world
 def run(folder: Path, *names: str, **variables: str) -> list[tuple[int, str]]:
     """Status and stderr of two processes that train the cases of these names together."""
     processes = shared_fits.start([shared_fits.__file__, str(folder), *names], 2, **variables)
-    said = [process.communicate(timeout=300)[1] for process in processes]
+    said = [process.communicate(timeout=900)[1] for process in processes]
     return [(process.returncode, err) for process, err in zip(processes, said, strict=True)]
 
 

@@ -532,7 +532,7 @@ def test_the_command_serves_until_ctrl_c_and_says_what_is_next(data, issues):
         form = f"token={token}&sample_id={shown(text)}&decision=drop".encode()
         assert "1 of 4 decided" in _fetch(address + "/decide", form)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=300)
     finally:
         process.kill()
         process.wait()
@@ -543,9 +543,9 @@ def test_the_command_serves_until_ctrl_c_and_says_what_is_next(data, issues):
 
 
 def _fetch(address: str, form: bytes | None = None) -> str:
-    for _ in range(100):
+    for _ in range(3000):
         try:
-            with urllib.request.urlopen(address, form, timeout=10) as answer:
+            with urllib.request.urlopen(address, form, timeout=300) as answer:
                 return answer.read().decode()
         except urllib.error.HTTPError:
             raise

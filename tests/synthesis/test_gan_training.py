@@ -31,7 +31,7 @@ import sys
 import numpy as np
 import torch
 from pathlib import Path
-from stages.synthesis.gan import training as gan
+from stages.synthesis import gan_training as gan
 gan._KEEP_SHARE = 1e9
 torch.set_num_threads(int(sys.argv[2]))
 images = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1), dtype=np.uint8)
@@ -327,8 +327,9 @@ def test_after_sigkill_what_was_kept_is_whole(tmp_path, monkeypatch):
     threads = str(torch.get_num_threads())  # part of what the checkpoint's key says
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     child = subprocess.Popen([sys.executable, "-c", _CHILD, str(tmp_path), threads], env=environment)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not list(tmp_path.glob("*/*.part")) and time.monotonic() < deadline:
+        assert child.poll() is None
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     child.wait()

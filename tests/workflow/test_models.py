@@ -92,7 +92,7 @@ def test_model_predicts_in_another_process_outside_the_repository(
         check=False,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
     )
     assert result.returncode == 0, result.stderr
     assert str(tracked / "mlartifacts") in result.stdout  # its own code, not the repository's

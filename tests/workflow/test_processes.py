@@ -21,7 +21,7 @@ START = (
 )
 JOB = """
 import os, pathlib, sys, time
-from stages import processes
+from stages.workflow import processes
 from stages.workflow.stage import end_with_parent
 end_with_parent()
 assert sys.argv[1:] == ["given"] and processes.under_torchrun() and processes.under_start()
@@ -38,7 +38,7 @@ def starter(folder: Path, job: str, number: int = 2) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def written(path: Path, seconds: float = 60.0) -> int:
+def written(path: Path, seconds: float = 600.0) -> int:
     deadline = time.monotonic() + seconds
     while not path.exists() or not path.read_text():
         assert time.monotonic() < deadline
@@ -46,7 +46,7 @@ def written(path: Path, seconds: float = 60.0) -> int:
     return int(path.read_text())
 
 
-def gone(pid: int, seconds: float = 10.0) -> bool:
+def gone(pid: int, seconds: float = 300.0) -> bool:
     deadline = time.monotonic() + seconds
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         if time.monotonic() > deadline:
@@ -60,19 +60,52 @@ def test_the_error_of_one_process_ends_all_with_its_status_and_says_nothing_besi
 if processes.rank() == 1:
     print("mine", file=sys.stderr)
     sys.exit(2)
-time.sleep(100)
+time.sleep(1000)
 """
     process = starter(tmp_path, job)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, out, err) == (2, "", "mine\n")
     assert gone(written(tmp_path / "pid0"))
 
 
+# In both, process 1 has had its error, and all of its grace, before the first is anywhere.
+MISTAKEN = """
+from stages.errors import WinnowError
+from stages.workflow.stage import clean_exit
+processes._GRACE_SECONDS = 0.0
+with clean_exit(f"process {processes.rank()}"):
+    if processes.rank() == 1:
+        with processes.quiet_helper():
+            pathlib.Path("wrong").touch()
+            raise WinnowError("mine")
+    while not pathlib.Path("wrong").exists():
+        time.sleep(0.05)
+    time.sleep(1)
+"""
+
+
+def test_what_is_wrong_in_all_is_said_by_the_first_however_late_it_comes(tmp_path: Path):
+    process = starter(tmp_path, MISTAKEN + "    raise WinnowError('ours')")
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, out, err) == (2, "", "process 0: ours\n")
+
+
+def test_what_is_wrong_in_one_process_is_said_by_it_once_the_first_waits_for_it(tmp_path: Path):
+    waits = """
+    from stages.learning.parallel import joined
+    with joined("cpu"):
+        print("has joined")
+"""
+    process = starter(tmp_path, MISTAKEN + waits)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, out, err) == (2, "", "process 1: mine\n")
+
+
 @pytest.mark.slow
 def test_a_process_that_was_killed_is_named(tmp_path: Path):
-    job = "os.kill(os.getpid(), 9) if processes.rank() == 1 else time.sleep(100)"
+    job = "os.kill(os.getpid(), 9) if processes.rank() == 1 else time.sleep(1000)"
     process = starter(tmp_path, job)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGKILL
     assert err == "process 1 of 2 was ended by SIGKILL\n"
 
@@ -81,10 +114,10 @@ def test_a_process_that_was_killed_is_named(tmp_path: Path):
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
 def test_signals_to_the_one_that_waits_end_all(tmp_path: Path, sent: signal.Signals):
-    process = starter(tmp_path, "time.sleep(100)")
+    process = starter(tmp_path, "time.sleep(1000)")
     pids = [written(tmp_path / f"pid{rank}") for rank in range(2)]
     process.send_signal(sent)
-    assert process.wait(20) == -sent
+    assert process.wait(300) == -sent
     process.communicate()
     assert all(gone(pid) for pid in pids)
 

@@ -3,7 +3,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,7 +139,7 @@ def test_a_run_left_open_is_marked_killed_when_the_stage_starts_again(
         "from stages.workflow.runs import stage_run\n"
         "with stage_run('train', load_params()): os.kill(os.getpid(), signal.SIGKILL)"
     )
-    subprocess.run([sys.executable, "-c", script], env=environment(), check=False, timeout=120)
+    subprocess.run([sys.executable, "-c", script], env=environment(), check=False, timeout=900)
     other = store.client.create_run(
         store.experiment_id, tags={f"{TAG}kind": "stage", f"{TAG}stage": "train", f"{TAG}workspace": "other"}
     )
@@ -162,7 +161,7 @@ def test_off_writes_nothing_and_imports_no_mlflow(workspace: Path):
         "with stage_run('train', load_params()) as run: run.log_metrics({'a': 1}); run.adopt_stages()\n"
         "assert 'mlflow' not in sys.modules and 'dvc' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", script], env=environment(), check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], env=environment(), check=True, timeout=900)
     assert not (workspace / "mlflow.db").exists()
     assert not (workspace / ".winnow").exists()
 
@@ -187,6 +186,23 @@ def log_something(run: StageRun, folder: Path) -> None:
     run.log_artifacts(report(folder))
 
 
+def longest_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """For each request from now on, how many seconds a server that never answers could take; as they come.
+
+    The clock would tell how busy this machine is as well.
+    """
+    from requests.adapters import HTTPAdapter
+
+    seconds, send = [], HTTPAdapter.send
+
+    def noted(self: HTTPAdapter, *given: Any, timeout: float, **others: Any) -> Any:
+        seconds.append((1 + self.max_retries.total) * timeout)
+        return send(self, *given, timeout=timeout, **others)
+
+    monkeypatch.setattr(HTTPAdapter, "send", noted)
+    return seconds
+
+
 def test_no_server_is_one_warning_and_a_record(
     tracked: Path,
     make_params: Callable[..., Params],
@@ -194,10 +210,10 @@ def test_no_server_is_one_warning_and_a_record(
     capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{free_port()}")
-    start = time.monotonic()
+    waits = longest_waits(monkeypatch)
     with stage_run("train", make_params()) as run:
         log_something(run, tracked)
-    assert time.monotonic() - start < 10
+    assert 0 < sum(waits) < 10
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
     assert "connection refused" in said[0]
@@ -238,10 +254,10 @@ def test_a_server_that_hangs_is_given_up_soon(
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        start = time.monotonic()
+        waits = longest_waits(monkeypatch)
         with stage_run("train", make_params()) as run:
             run.log_metrics({"images": 3})
-        assert time.monotonic() - start < 15
+        assert 0 < sum(waits) < 15
     assert "timed out" in capsys.readouterr().err
     assert len(list(spool_folder().iterdir())) == 1
 

@@ -70,9 +70,10 @@ def server(tracked: Path) -> Iterator[str]:
 
 
 def wait_for(address: str, process: subprocess.Popen, log: Path) -> str:
-    for _ in range(600):
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline:
         try:
-            urllib.request.urlopen(f"{address}/ping", timeout=5)
+            urllib.request.urlopen(f"{address}/ping", timeout=60)
             return address
         except OSError:
             assert process.poll() is None, log.read_text()
@@ -84,7 +85,7 @@ def ask(address: str, request: object) -> list[dict]:
     body = json.dumps(request).encode()
     headers = {"Content-Type": "application/json"}
     with urllib.request.urlopen(
-        urllib.request.Request(f"{address}/invocations", body, headers), timeout=60
+        urllib.request.Request(f"{address}/invocations", body, headers), timeout=300
     ) as answer:
         return json.load(answer)["predictions"]
 

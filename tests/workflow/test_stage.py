@@ -15,7 +15,7 @@ from stages.errors import WinnowError
 from stages.workflow.stage import clean_exit, only_writer, stage
 
 
-def gone(pid: int, seconds: float = 10.0) -> bool:
+def gone(pid: int, seconds: float = 300.0) -> bool:
     deadline = time.monotonic() + seconds
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         if time.monotonic() > deadline:
@@ -24,7 +24,7 @@ def gone(pid: int, seconds: float = 10.0) -> bool:
     return True
 
 
-def wait_for(path: Path, seconds: float = 30.0) -> str:
+def wait_for(path: Path, seconds: float = 300.0) -> str:
     deadline = time.monotonic() + seconds
     while not path.exists() or not path.read_text():
         assert time.monotonic() < deadline
@@ -87,17 +87,20 @@ def test_a_second_run_of_a_stage_waits_for_the_first(workspace: Path):
     script = (
         "import pathlib, sys, time; from stages.workflow.stage import only_writer\n"
         "with only_writer('train'):\n"
-        "    pathlib.Path('held').write_text('x'); time.sleep(1.5); pathlib.Path('done').write_text('x')"
+        "    pathlib.Path('held').write_text('x')\n"
+        "    while not pathlib.Path('go').exists(): time.sleep(0.02)\n"
+        "    time.sleep(1); pathlib.Path('done').write_text('x')"
     )
     process = subprocess.Popen([sys.executable, "-c", script], env=environment())
     try:
         wait_for(workspace / "held")
         with only_writer("curate"):
-            assert not (workspace / "done").exists()  # another stage does not wait
+            (workspace / "go").touch()  # another stage does not wait
         with only_writer("train"):
             assert (workspace / "done").exists()
     finally:
-        process.wait(20)
+        (workspace / "go").touch()
+        process.wait(300)
 
 
 STAGE = """
@@ -105,7 +108,7 @@ import os, pathlib, time
 from stages.workflow.stage import end_with_parent
 end_with_parent()
 pathlib.Path("pid").write_text(str(os.getpid()))
-time.sleep(100)
+time.sleep(1000)
 """
 PARENT = """
 import subprocess, sys
@@ -132,7 +135,7 @@ def test_a_stage_ends_when_its_dvc_is_killed(workspace: Path, through_shell: boo
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_a_stage_ends_when_its_flow_is_killed_and_dvc_is_not(workspace: Path):
     (workspace / "stage.py").write_text(STAGE)
-    flow = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    flow = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
     env = {**environment(), "DVC_ROOT": str(workspace), "WINNOW_FLOW_PID": str(flow.pid)}
     command = [sys.executable, "-c", PARENT.format(command=[sys.executable, "stage.py"], shell=False)]
     dvc = subprocess.Popen(command, env=env)
@@ -141,7 +144,7 @@ def test_a_stage_ends_when_its_flow_is_killed_and_dvc_is_not(workspace: Path):
         os.kill(flow.pid, signal.SIGKILL)
         flow.wait()
         assert gone(pid)
-        assert dvc.wait(20) == 0
+        assert dvc.wait(300) == 0
     finally:
         dvc.kill()
 

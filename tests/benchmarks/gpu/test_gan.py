@@ -67,7 +67,7 @@ def lines_of(workspace: Path) -> list[dict]:
 def test_all_parts_in_a_process_without_the_heavy_libraries(data, tmp_path):
     program = (
         f"import sys; sys.modules.update(dict.fromkeys({(*FORBIDDEN, 'cleanvision')!r}))\n"
-        "from stages.synthesis import judge; judge._STEPS = (2, 4)\n"
+        "from stages.learning import judge; judge._STEPS = (2, 4)\n"
         "from benchmarks.gpu import gan, gan_quality\n"
         "gan._WARM_UP = gan_quality._LOADING = gan_quality._FEWEST = 2\n"
         f"gan.main({[*TINY, '--data', str(data)]!r})"

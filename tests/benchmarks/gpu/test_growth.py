@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -103,7 +104,9 @@ from benchmarks.gpu.growth import host_peak
 before = b"1" * 2**25
 with host_peak() as peak:
     more = b"1" * 2**26
-    time.sleep(0.5)
+    end = time.monotonic() + 300
+    while peak.bytes < 0.99 * 2**26 and time.monotonic() < end:
+        time.sleep(0.01)
     del more
     kept = b"1" * 2**25
 print(peak.bytes)
@@ -180,11 +183,11 @@ def test_a_cost_that_fails_is_noted_and_not_kept(tmp_path, monkeypatch):
 
 
 def test_errors_and_time_limits_of_a_process_come_back():
-    assert "KeyError" in growth.in_own_process("no such cost", 100, 8, "cpu", 60)["failed"]
-    start = time.monotonic()
+    assert "KeyError" in growth.in_own_process("no such cost", 100, 8, "cpu", 900)["failed"]
+    before = set(multiprocessing.active_children())
     late = growth.in_own_process("near-duplicates", 10**7, 8, "cpu", 0)
     assert late["failed"] == "ended after 0 s: --minutes were over"
-    assert time.monotonic() - start < 30
+    assert set(multiprocessing.active_children()) == before
 
 
 @pytest.mark.parametrize(
