@@ -20,6 +20,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from stages.errors import REASONS
+from stages.ingestion.opening import FORMAT_NAMES
 from stages.workflow.schema import Columns, Ingest
 
 PAGE = (ROOT / "docs/bring-your-data.md").read_text("utf-8")
@@ -205,6 +206,11 @@ def test_every_command_of_the_page_is_run() -> None:
 @pytest.mark.parametrize("reason", REASONS)
 def test_the_page_has_a_row_for_every_reason(reason: str) -> None:
     assert re.search(rf"^\| `{reason}` \| .+ \| .+ \|$", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", FORMAT_NAMES)
+def test_the_page_names_every_format(name: str) -> None:
+    assert f"`{name}`" in PAGE or f"`ingest.format: {name}`" in PAGE
 
 
 @pytest.mark.parametrize("key", [key for key in Ingest.model_fields if key != "columns"])

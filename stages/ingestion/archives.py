@@ -1,4 +1,4 @@
-"""Archives as trees: nothing of them is ever unpacked under a name of its own.
+"""Read archives as trees; nothing of them is ever unpacked under a name that they chose.
 
 A zip or a tar is read in place. A compressed tar cannot be: it is decompressed once, to one plain
 tar in the scratch folder. Links are not followed, but a hard link to another member is that member.
@@ -8,15 +8,16 @@ Of several members with one name the last one counts. Archives in archives stay 
 from __future__ import annotations
 
 import bz2
+import copy
 import gzip
-import io
 import lzma
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import numpy as np
 
@@ -24,14 +25,12 @@ from stages.errors import UnusableError, WinnowError
 from stages.ingestion.archive_index import (
     PLAUSIBLE_RATIO,
     UNSUSPECTED,
-    Key,
-    Listing,
-    Members,
+    ArchiveIndex,
     list_tar,
     list_zip,
-    name_of,
+    path_of,
 )
-from stages.ingestion.payloads import RangePayload, path_problem, unpack
+from stages.ingestion.payloads import Member, RangePayload, path_problem, unpack
 from stages.ingestion.source import Quarantined, printable
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -42,12 +41,12 @@ _LOOK_EVERY = 64  # pieces
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a name is that of an archive that can be read."""
+    """Return whether a name is that of an archive that can be read."""
     return path.name.lower().endswith(ENDINGS)
 
 
 def open_archive(path: Path, scratch: Path) -> ArchiveTree:
-    """An archive as a tree.
+    """Open an archive as a tree.
 
     Parameters
     ----------
@@ -63,10 +62,10 @@ def open_archive(path: Path, scratch: Path) -> ArchiveTree:
     shown = f"ingest.source {path}"
     try:
         if path.name.lower().endswith(".zip"):
-            return ArchiveTree(path.resolve(), *list_zip(path, shown), str(path), scratch)
+            return ArchiveTree(path.resolve(), list_zip(path, shown), str(path), scratch)
         packed = _packed_by(path)
         tar = _unpack_tar(path, packed, scratch, shown) if packed else path.resolve()
-        return ArchiveTree(tar, *list_tar(tar, shown), str(path), scratch)
+        return ArchiveTree(tar, list_tar(tar, shown), str(path), scratch)
     except OSError as error:
         raise WinnowError(f"{shown} cannot be read: {error.strerror or type(error).__name__}") from error
 
@@ -77,60 +76,47 @@ class ArchiveTree:
     Parameters
     ----------
     archive : a zip or a plain tar
-    members, listing : as `list_zip` and `list_tar` give them
+    index : as `list_zip` and `list_tar` give it
     shown : what to call it in messages
     scratch : a folder for files that are needed as such
-    top : the folder of the archive that is the top of the tree
     """
 
-    def __init__(
-        self, archive: Path, members: Members, listing: Listing, shown: str, scratch: Path, top: Key = b""
-    ) -> None:
+    def __init__(self, archive: Path, index: ArchiveIndex, shown: str, scratch: Path) -> None:
+        self.shown = shown
         self._archive = archive
-        self._members = members
-        self._listing = listing
-        self._shown = shown
+        self._index = index
         self._scratch = scratch
-        self._top = top
-
-    @property
-    def shown(self) -> str:
-        """See `Tree`."""
-        return self._shown
+        self._top = ""  # key of the folder that is the top of the tree
+        self._copies: dict[str, Path] = {}  # by key, what `local` has unpacked
 
     @property
     def refused(self) -> Sequence[Quarantined]:
         """See `Tree`; all there will be, as soon as the archive is open."""
-        start = f"{printable(name_of(self._top))}/" if self._top else ""
-        return [
-            Quarantined(row.path.removeprefix(start), row.reason, row.detail) for row in self._listing.refused
-        ]
+        start = f"{printable(path_of(self._top))}/" if self._top else ""
+        return [replace(row, path=row.path.removeprefix(start)) for row in self._index.refused]
 
     def under(self, folder: str) -> ArchiveTree:
         """See `Tree`."""
-        shown = f"{self._shown}/{printable(folder)}"
-        return ArchiveTree(
-            self._archive, self._members, self._listing, shown, self._scratch, self._key(folder)
-        )
+        tree = copy.copy(self)
+        tree.shown = f"{self.shown}/{printable(folder)}"
+        tree._top = self._key(folder)
+        return tree
 
     def folders(self, inside: str = "") -> list[str]:
         """See `Tree`; folders without files are not there."""
-        return [self._name(key) for key, is_folder in self._members.right_in(self._key(inside)) if is_folder]
+        return [self._name(key) for key, is_folder in self._index.entries(self._key(inside)) if is_folder]
 
     def files(self, inside: str = "") -> list[str]:
         """See `Tree`."""
-        return [
-            self._name(key) for key, is_folder in self._members.right_in(self._key(inside)) if not is_folder
-        ]
+        return [self._name(key) for key, is_folder in self._index.entries(self._key(inside)) if not is_folder]
 
     def walk(self, inside: str = "") -> Iterator[str]:
         """See `Tree`."""
-        return map(self._name, self._members.keys(*self._members.below(self._key(inside))))
+        return map(self._name, self._index.below(self._key(inside)))
 
     def count(self, inside: str = "") -> int:
         """See `Tree`."""
-        start, stop = self._members.below(self._key(inside))
-        return stop - start
+        return self._index.count(self._key(inside))
 
     def problem(self, name: str) -> UnusableError | None:
         """See `Tree`."""
@@ -138,74 +124,40 @@ class ArchiveTree:
 
     def payload(self, names: Sequence[str]) -> RangePayload:
         """See `Tree`."""
-        problems = {place: found for place, name in enumerate(names) if (found := path_problem(name))}
-        keys = [b"" if place in problems else self._key(name) for place, name in enumerate(names)]
-        positions = self._members.find(keys)
-        for place in np.flatnonzero(positions < 0).tolist():
+        problems = {place: problem for place, name in enumerate(names) if (problem := path_problem(name))}
+        members, is_file = self._index.find([self._key(name) for name in names])
+        for place in np.flatnonzero(~is_file).tolist():
             problems.setdefault(place, UnusableError("unreadable", "not in the archive"))
-        return RangePayload(str(self._archive), **self._members.columns(positions), problems=problems)
+        return RangePayload(str(self._archive), members, problems)
 
     def open(self, name: str) -> BinaryIO:
         """See `Tree`."""
-        return cast(BinaryIO, io.BufferedReader(_Stream(self._pieces(name)), _CHUNK))
+        return self.local(name).open("rb")
 
     def local(self, name: str) -> Path:
         """See `Tree`: a copy in the scratch folder, under a name that says nothing."""
-        return _write(self._pieces(name), self._scratch, f"ingest.source {self._shown}")
+        key, shown = self._key(name), f"ingest.source {self.shown}"
+        if key not in self._copies:
+            try:
+                if problem := self.problem(name):
+                    raise problem
+                member = Member(*self._index.find([key])[0][0].tolist())
+                with self._archive.open("rb") as archive:
+                    self._copies[key] = _write(unpack(archive, member), self._scratch, shown)
+            except UnusableError as error:
+                raise WinnowError(f"{printable(name)} in {shown} cannot be read: {error.detail}") from error
+        return self._copies[key]
 
-    def _pieces(self, name: str) -> Iterator[bytes]:
-        """The content of one file; what is wrong with it is said in terms of users."""
-        if problem := self.problem(name):
-            raise self._unusable(name, problem)
-        return self._unpack(name)
+    def _key(self, name: str) -> str:
+        key = name.replace("/", "\0")
+        return f"{self._top}\0{key}" if self._top and key else key or self._top
 
-    def _unpack(self, name: str) -> Iterator[bytes]:
-        try:
-            member = self._members.member(int(self._members.find([self._key(name)])[0]))
-            with self._archive.open("rb") as archive:
-                yield from unpack(cast(io.RawIOBase, archive), member)
-        except UnusableError as error:
-            raise self._unusable(name, error) from error
-
-    def _unusable(self, name: str, error: UnusableError) -> WinnowError:
-        return WinnowError(f"{printable(name)} in ingest.source {self._shown} cannot be read: {error.detail}")
-
-    def _key(self, name: str) -> Key:
-        try:
-            key = name.encode("utf-8", "surrogateescape").replace(b"/", b"\0")
-        except UnicodeEncodeError:  # half a surrogate pair
-            key = b"\0"  # no member has it
-        return self._top + b"\0" + key if self._top and key else key or self._top
-
-    def _name(self, key: Key) -> str:
-        return name_of(key[len(self._top) + 1 :] if self._top else key)
-
-
-class _Stream(io.RawIOBase):
-    """Pieces as a stream."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        super().__init__()
-        self._pieces = pieces
-        self._rest = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        while not self._rest:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return 0
-            self._rest = memoryview(piece)
-        size = min(len(buffer), len(self._rest))
-        buffer[:size] = self._rest[:size]
-        self._rest = self._rest[size:]
-        return size
+    def _name(self, key: str) -> str:
+        return path_of(key[len(self._top) + 1 :] if self._top else key)
 
 
 def _packed_by(path: Path) -> str | None:
-    """What a tar is packed by, as its first bytes say: many a `.tar.gz` is none."""
+    """Return what a tar is packed by, as its first bytes say: many a `.tar.gz` is not packed."""
     with path.open("rb") as file:
         start = file.read(6)
     marks = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}
@@ -213,31 +165,20 @@ def _packed_by(path: Path) -> str | None:
 
 
 def _unpack_tar(path: Path, packed: str, scratch: Path, shown: str) -> Path:
-    """A plain tar in the scratch folder; given up as soon as it grows beyond what is plausible."""
+    """Write a plain tar to the scratch folder; give up as soon as it grows beyond what is plausible."""
     bound = max(UNSUSPECTED, PLAUSIBLE_RATIO * path.stat().st_size)
 
     def plausible() -> Iterator[bytes]:
-        done = 0
+        unpacked = 0
         with path.open("rb") as file:
-            for piece in _decompress(file, packed, shown):
-                done += len(piece)
-                if done > bound:
+            for piece in _decompress(file, packed):
+                unpacked += len(piece)
+                if unpacked > bound:
                     raise WinnowError(f"{shown} is a bomb: it unpacks to more than {bound} bytes")
                 yield piece
 
-    return _write(plausible(), scratch, shown)
-
-
-def _decompress(file: BinaryIO, packed: str, shown: str) -> Iterator[bytes]:
-    openers: dict[str, Callable[[], BinaryIO]] = {
-        "gzip": lambda: cast(BinaryIO, gzip.GzipFile(fileobj=file)),
-        "bzip2": lambda: cast(BinaryIO, bz2.BZ2File(file)),
-        "xz": lambda: cast(BinaryIO, io.BufferedReader(_Stream(_unxz(file)), _CHUNK)),
-    }
     try:
-        with openers[packed]() as stream:
-            while piece := stream.read(_CHUNK):
-                yield piece
+        return _write(plausible(), scratch, shown)
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -245,8 +186,17 @@ def _decompress(file: BinaryIO, packed: str, shown: str) -> Iterator[bytes]:
         raise WinnowError(f"{shown} is no sound archive ({detail}): bring it again") from error
 
 
+def _decompress(file: BinaryIO, packed: str) -> Iterator[bytes]:
+    if packed == "xz":
+        yield from _unxz(file)
+        return
+    with gzip.GzipFile(fileobj=file) if packed == "gzip" else bz2.BZ2File(file) as stream:
+        while piece := stream.read(_CHUNK):
+            yield piece
+
+
 def _unxz(file: BinaryIO) -> Iterator[bytes]:
-    """As `lzma.open`, which takes whatever memory the file asks for."""
+    """Decompress in bounded memory: `lzma.open` takes whatever the file asks for."""
     inflater, begun = lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY), False
     rest = b""
     while rest or (rest := file.read(_CHUNK)):
@@ -264,7 +214,7 @@ def _unxz(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _write(pieces: Iterator[bytes], scratch: Path, shown: str) -> Path:
-    """A file in the scratch folder, under a name that says nothing."""
+    """Write a file to the scratch folder, under a name that says nothing."""
     with tempfile.NamedTemporaryFile(dir=scratch, delete=False) as file:
         for number, piece in enumerate(pieces):
             if number % _LOOK_EVERY == 0 and shutil.disk_usage(scratch).free < _LEFT_FREE:

@@ -1,16 +1,14 @@
-"""Arrays on disk, never held whole: what `.npy`, `.npz` and IDX files have in common.
+"""Read images, labels and what else is known of them from arrays on disk that are never held whole.
 
-Worker processes import this module; images are read there, row by row.
-
-Images and what is known of each, as arrays on disk: read block by block, and judged row by row.
+`.npy`, `.npz` and IDX files come to this. Columns are read block by block and checked row by row, as
+the cells of a table are. Worker processes import this module: they read the images.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,26 +20,19 @@ from PIL import Image
 from stages.dataset.ids import Split
 from stages.errors import UnusableError, WinnowError
 from stages.images.decode import MAX_PIXELS
-from stages.ingestion.source import (
-    BLOCK,
-    LARGEST_WEIGHT,
-    Block,
-    Quarantined,
-    class_name,
-    label_problem,
-    split_of,
-)
+from stages.ingestion import cells
+from stages.ingestion.source import BLOCK, Block, Quarantined
 
 MAX_UNPACKED = 2**36  # bytes that an .npz or a .gz may unpack to
 LABEL_KINDS = "iubUS"  # numpy's letters for integers, truth values and text
 _CHANNELS = (1, 3, 4)
 _CHUNK = 2**20  # bytes that are copied at once
 _LONGEST_TEXT = 2000  # characters that a label or group may have room for
-_MANY = 2**16  # labels that are looked at together
+_LABELS_AT_ONCE = 2**16  # that are read to find the classes
 
 
 @dataclass(frozen=True)
-class Stored:
+class DiskArray:
     """An array in a file, in C order from byte `offset` on; `dtype` as in `numpy.dtype.str`."""
 
     path: str
@@ -54,11 +45,11 @@ class Stored:
 
     @property
     def size(self) -> int:
-        """Bytes of the whole array."""
+        """Count the bytes of the whole array."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows from `start` to before `stop` of an array with one value a row, as stop − start values.
+        """Read the rows from `start` up to `stop` of an array with one value a row.
 
         Raises
         ------
@@ -76,7 +67,7 @@ class Stored:
 class ArrayPayload:
     """Some rows of an array of images, N×H×W, N×H×W×C or N×C×H×W; see `eight_bits`."""
 
-    images: Stored
+    images: DiskArray
     rows: Sequence[int]
     channels_first: bool = False
 
@@ -84,32 +75,32 @@ class ArrayPayload:
         return len(self.rows)
 
     def read(self) -> Iterator[bytes | NDArray[np.uint8] | UnusableError]:
-        """Every row as uint8 H×W×1 or H×W×3."""
+        """Read every row as uint8 H×W×1 or H×W×3; see `source.Payload`."""
         dtype, shape = np.dtype(self.images.dtype), self.images.shape[1:]
         size = math.prod(shape) * dtype.itemsize
-        given = 0
+        done = 0
         try:
             with Path(self.images.path).open("rb") as file:
                 for row in self.rows:
                     raw = bytearray(size)
                     file.seek(self.images.offset + row * size)
                     whole = file.readinto(raw) == size
-                    given += 1
+                    done += 1
                     if whole:
                         yield eight_bits(np.frombuffer(raw, dtype).reshape(shape), self.channels_first)
                     else:
                         yield UnusableError("damaged", "the file ends before this row")
         except OSError as error:
-            for _ in range(len(self.rows) - given):
+            for _ in range(len(self.rows) - done):
                 yield UnusableError("unreadable", error.strerror or type(error).__name__)
 
     def part(self, start: int, stop: int) -> ArrayPayload:
-        """See `base.Payload`."""
+        """See `source.Payload`."""
         return ArrayPayload(self.images, self.rows[start:stop], self.channels_first)
 
 
 def eight_bits(values: NDArray[Any], channels_first: bool) -> NDArray[np.uint8]:
-    """One image as decoding would give it.
+    """Convert one image to what decoding an encoded one would give.
 
     Truth values become 0 and 255, 16-bit values are scaled (65535 becomes 255), transparency is laid
     over white.
@@ -138,8 +129,8 @@ def eight_bits(values: NDArray[Any], channels_first: bool) -> NDArray[np.uint8]:
     return np.ascontiguousarray(values)
 
 
-def channels_first_of(images: Stored, shown: str) -> bool:
-    """Whether an array of images is N×C×H×W, not N×H×W or N×H×W×C.
+def channels_first_of(images: DiskArray, shown: str) -> bool:
+    """Return whether an array of images is N×C×H×W, not N×H×W or N×H×W×C.
 
     Four axes are taken for N×C×H×W only where the second is 1 or 3 and the last is no number of
     channels.
@@ -173,8 +164,8 @@ def channels_first_of(images: Stored, shown: str) -> bool:
     return first
 
 
-def pixel_notes(images: Stored, name: str) -> list[str]:
-    """What the user should know of how an array of images is read, a line each."""
+def pixel_notes(images: DiskArray, name: str) -> list[str]:
+    """Tell the user how an array of images is read where that is not obvious, a line each."""
     notes = []
     if channels_first_of(images, name):
         notes.append(f"{name}: the channels come first (N×C×H×W)")
@@ -185,8 +176,8 @@ def pixel_notes(images: Stored, name: str) -> list[str]:
     return notes
 
 
-def check_column(array: Stored, count: int, kinds: str, shown: str) -> None:
-    """Whether an array can hold one value for each of `count` images.
+def check_column(array: DiskArray, count: int, kinds: str, shown: str) -> None:
+    """Check that an array can hold one value for each of `count` images.
 
     Raises
     ------
@@ -213,7 +204,7 @@ def check_column(array: Stored, count: int, kinds: str, shown: str) -> None:
 
 
 def require_room(scratch: Path, size: int, shown: str) -> None:
-    """Make the scratch folder, and see that `size` bytes may and can be written there.
+    """Make the scratch folder, and check that `size` bytes may and can be written there.
 
     Raises
     ------
@@ -250,21 +241,21 @@ def unpack(stream: BinaryIO, target: Path, size: int, shown: str) -> None:
         raise _wrong_size(shown, size, "less" if left > 0 else "more")
 
 
-def check_size(array: Stored, shown: str) -> None:
-    """Whether the file of an array ends where the array does.
+def check_size(array: DiskArray, shown: str) -> None:
+    """Check that the file of an array ends where the array does.
 
     Raises
     ------
     WinnowError
         Where it holds less or more.
     """
-    size, there = array.offset + array.size, Path(array.path).stat().st_size
-    if there != size:
-        raise _wrong_size(shown, size, "less" if there < size else "more")
+    wanted, actual = array.offset + array.size, Path(array.path).stat().st_size
+    if actual != wanted:
+        raise _wrong_size(shown, wanted, "less" if actual < wanted else "more")
 
 
 def one_line(error: Exception) -> str:
-    """What an exception says, short and without the name of a file on this machine."""
+    """Shorten what an exception says to one line without the name of a file on this machine."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split())[:200] or type(error).__name__
 
@@ -280,7 +271,7 @@ def _wrong_size(shown: str, size: int, how: str) -> WinnowError:
 
 
 @dataclass(frozen=True)
-class Part:
+class LabelledImages:
     """An array of images and what is known of each row; all arrays are equally long.
 
     Attributes
@@ -296,137 +287,101 @@ class Part:
     """
 
     name: str
-    images: Stored
+    images: DiskArray
     channels_first: bool
     split: Split | None
-    labels: Stored | None
-    splits: Stored | None = None
-    groups: Stored | None = None
-    weights: Stored | None = None
+    labels: DiskArray | None
+    splits: DiskArray | None = None
+    groups: DiskArray | None = None
+    weights: DiskArray | None = None
 
 
-def integer_classes(labels: Iterable[Stored]) -> list[str]:
-    """The integers from 0 on that occur, as decimal text in numeric order; of text nothing."""
+def integer_classes(labels: Iterable[DiskArray]) -> list[str]:
+    """Return the integers from 0 on that occur, as decimal text in numeric order; of text nothing."""
     seen: set[int] = set()
     for column in labels:
         if np.dtype(column.dtype).kind in "iub":
-            for start in range(0, len(column), _MANY):
-                seen.update(
-                    np.unique(_integers(column.read(start, min(start + _MANY, len(column))))).tolist()
-                )
+            for start in range(0, len(column), _LABELS_AT_ONCE):
+                values = column.read(start, min(start + _LABELS_AT_ONCE, len(column)))
+                seen.update(np.unique(_integers(values)).tolist())
     return [str(label) for label in sorted(seen) if label >= 0]
 
 
-def blocks_of(parts: Iterable[Part], classes: Sequence[str] | None) -> Iterator[Block]:
-    """The items of all parts.
+def blocks_of(arrays: Iterable[LabelledImages], classes: Sequence[str] | None) -> Iterator[Block]:
+    """Yield the items of all arrays.
 
     Parameters
     ----------
-    parts : in the order of the items
+    arrays : in the order of the items
     classes : what integer labels are indices of; None where they are names themselves
     """
-    for part in parts:
-        for start in range(0, len(part.images), BLOCK):
-            yield _block(part, range(start, min(start + BLOCK, len(part.images))), classes)
+    for images in arrays:
+        for start in range(0, len(images.images), BLOCK):
+            yield _block(images, range(start, min(start + BLOCK, len(images.images))), classes)
 
 
 def texts_of(values: NDArray[Any]) -> list[str | None]:
-    """Text, UTF-8 bytes or integers as strings; None where it is no Unicode."""
+    """Convert text, UTF-8 bytes or integers to strings; None where it is no Unicode."""
     if values.dtype.kind in "iub":
         return [str(value) for value in _integers(values).tolist()]
-    return [_text(values, at) for at in range(len(values))]
+    texts: list[str | None] = []
+    for at in range(len(values)):
+        try:
+            text = bytes(values[at]).decode() if values.dtype.kind == "S" else str(values[at])
+            text.encode()  # numpy lets lone surrogates through
+            texts.append(text)
+        except (ValueError, SystemError):  # a number that is no character is met on the way out of the array
+            texts.append(None)
+    return texts
 
 
-def _text(values: NDArray[Any], at: int) -> str | None:
-    try:
-        text = bytes(values[at]).decode() if values.dtype.kind == "S" else str(values[at])
-        text.encode()  # numpy lets lone surrogates through
-    except (ValueError, SystemError):  # a number that is no character is met on the way out of the array
-        return None
-    return text
-
-
-def _block(part: Part, rows: range, classes: Sequence[str] | None) -> Block:
+def _block(arrays: LabelledImages, rows: range, classes: Sequence[str] | None) -> Block:
     count = len(rows)
     refused: dict[int, UnusableError] = {}
-    labels = _labels(part, rows, classes, refused)
-    splits: list[Split | None] = [part.split] * count
-    groups: list[str | None] = [None] * count
-    weights = [1.0] * count
-    if part.splits is not None:
-        splits = _splits(texts_of(part.splits.read(rows.start, rows.stop)), refused)
-    if part.groups is not None:
-        groups = _groups(texts_of(part.groups.read(rows.start, rows.stop)), refused)
-    if part.weights is not None:
-        weights = _weights(part.weights.read(rows.start, rows.stop), refused)
+
+    def column(array: DiskArray | None, default: Any, check: Callable[[Any], Any]) -> list[Any]:
+        """Read and check the cells of one column; rows with a bad one are refused."""
+        if array is None:
+            return [default] * count
+        values = array.read(rows.start, rows.stop)
+        checked = []
+        for at, cell in enumerate(values.tolist() if check is cells.weight else texts_of(values)):
+            try:
+                if cell is None:
+                    raise UnusableError(
+                        "bad_label" if check is cells.label else "bad_row", "a cell that is no Unicode text"
+                    )
+                checked.append(check(cell))
+            except UnusableError as error:
+                refused.setdefault(at, error)
+                checked.append(default)
+        return checked
+
+    labels: list[str | None]
+    if arrays.labels is not None and np.dtype(arrays.labels.dtype).kind in "iub":
+        numbers = _integers(arrays.labels.read(rows.start, rows.stop)).tolist()
+        labels = [None if at < 0 else str(at) if classes is None else classes[at] for at in numbers]
+    else:
+        labels = column(arrays.labels, None, cells.label)
+    splits = column(arrays.splits, arrays.split, cells.split)
+    groups = column(arrays.groups, None, cells.group)
+    weights = column(arrays.weights, 1.0, cells.weight)
     for at, split in enumerate(splits):
         if split == "unlabeled":
             labels[at] = splits[at] = None
-    names = [f"{part.name}#{row}" for row in rows]
-    kept = [at for at in range(count) if at not in refused]
+    names = [f"{arrays.name}#{row}" for row in rows]
+    good = [at for at in range(count) if at not in refused]
     return Block(
-        names=[names[at] for at in kept],
-        labels=[labels[at] for at in kept],
-        splits=[splits[at] for at in kept],
-        groups=[groups[at] for at in kept],
-        weights=[weights[at] for at in kept],
+        names=[names[at] for at in good],
+        labels=[labels[at] for at in good],
+        splits=[splits[at] for at in good],
+        groups=[groups[at] for at in good],
+        weights=[weights[at] for at in good],
         payload=ArrayPayload(
-            part.images, rows if len(kept) == count else [rows[at] for at in kept], part.channels_first
+            arrays.images, rows if len(good) == count else [rows[at] for at in good], arrays.channels_first
         ),
         refused=[Quarantined(names[at], why.reason, why.detail) for at, why in sorted(refused.items())],
     )
-
-
-def _labels(
-    part: Part, rows: range, classes: Sequence[str] | None, refused: dict[int, UnusableError]
-) -> list[str | None]:
-    if part.labels is None:
-        return [None] * len(rows)
-    values = part.labels.read(rows.start, rows.stop)
-    if values.dtype.kind in "iub":
-        numbers = _integers(values).tolist()
-        return [None if at < 0 else str(at) if classes is None else classes[at] for at in numbers]
-    labels: list[str | None] = []
-    for at, text in enumerate(texts_of(values)):
-        label, problem = _label(text)
-        if problem:
-            refused[at] = UnusableError("bad_label", problem)
-        labels.append(label)
-    return labels
-
-
-@functools.lru_cache(maxsize=2**14)
-def _label(text: str | None) -> tuple[str | None, str | None]:
-    """A class name and what is wrong with it; empty text is no label."""
-    if text is None:
-        return None, "the class name is no Unicode text"
-    if not text:
-        return None, None
-    return class_name(text), label_problem(class_name(text))
-
-
-def _splits(texts: list[str | None], refused: dict[int, UnusableError]) -> list[Split | None]:
-    splits = [split_of(text or "") for text in texts]
-    for at, text in enumerate(texts):
-        if text != "" and splits[at] is None:
-            refused.setdefault(at, UnusableError("bad_row", f"{text!r} is none of train, val and test"[:200]))
-    return splits
-
-
-def _groups(texts: list[str | None], refused: dict[int, UnusableError]) -> list[str | None]:
-    for at, text in enumerate(texts):
-        if text is None:
-            refused.setdefault(at, UnusableError("bad_row", "the group is no Unicode text"))
-    return [text or None for text in texts]
-
-
-def _weights(values: NDArray[Any], refused: dict[int, UnusableError]) -> list[float]:
-    weights: list[float] = values.astype(np.float64).tolist()
-    for at, weight in enumerate(weights):
-        if not 0 <= weight <= LARGEST_WEIGHT:
-            said = f"the weight {weight} is no number from 0 to {LARGEST_WEIGHT:,}"
-            refused.setdefault(at, UnusableError("bad_row", said))
-    return weights
 
 
 def _integers(values: NDArray[Any]) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Images and labels as numpy arrays: one `.npz`, or `.npy` files side by side.
+"""Read images and labels from numpy arrays: one `.npz`, or `.npy` files side by side.
 
 The arrays are known by their names, in any case:
 
@@ -10,9 +10,7 @@ The arrays are known by their names, in any case:
 
 Images are uint8, bool or uint16; N×H×W, N×H×W×C or N×C×H×W. Labels are integers, which are indices
 into `classes` or else names themselves, or text. An integer below 0 and empty text are no label.
-Nothing is ever unpickled.
-
-Arrays by name in `.npy` files and `.npz` archives: their headers, and how they get to disk.
+Headers are read by `numpy.lib.format`, from a bounded number of bytes; nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -33,8 +31,8 @@ from stages.dataset.ids import SPLITS, Split
 from stages.errors import WinnowError
 from stages.ingestion.array_file import (
     LABEL_KINDS,
-    Part,
-    Stored,
+    DiskArray,
+    LabelledImages,
     blocks_of,
     channels_first_of,
     check_column,
@@ -72,8 +70,8 @@ _Key = tuple[str, Split | None]
 
 
 @dataclass(frozen=True)
-class Member:
-    """An array that is there by a name.
+class NamedArray:
+    """An `.npy` file, or one in an `.npz`.
 
     Attributes
     ----------
@@ -85,11 +83,11 @@ class Member:
     name: str
     shown: str
     item: str
-    _header: Callable[[], Stored]
-    _store: Callable[[Stored], Stored]
+    _header: Callable[[], DiskArray]
+    _unpack: Callable[[DiskArray], DiskArray]
 
-    def header(self) -> Stored:
-        """Its type and shape; the path is empty where it is still to be unpacked.
+    def header(self) -> DiskArray:
+        """Read its type and shape; the path is empty where it is still to be unpacked.
 
         Raises
         ------
@@ -98,20 +96,20 @@ class Member:
         """
         return self._header()
 
-    def store(self) -> Stored:
-        """The same on disk.
+    def on_disk(self) -> DiskArray:
+        """Return the array on disk, unpacked where it must be.
 
         Raises
         ------
         WinnowError
             Where it is damaged, or does not hold what its header says.
         """
-        return self._store(self._header())
+        return self._unpack(self._header())
 
 
 @contextmanager
-def open_members(tree: Tree, names: Sequence[str], scratch: Path) -> Iterator[list[Member]]:
-    """The arrays of one `.npz`, or of `.npy` files, in the order of the names.
+def open_arrays(tree: Tree, names: Sequence[str], scratch: Path) -> Iterator[list[NamedArray]]:
+    """Open the arrays of one `.npz`, or of `.npy` files, in the order of the names.
 
     Parameters
     ----------
@@ -128,7 +126,7 @@ def open_members(tree: Tree, names: Sequence[str], scratch: Path) -> Iterator[li
         yield [_file(tree, name) for name in names]
         return
     shown = f"{tree.shown}/{printable(names[0])}"
-    with _Sparing(tree.local(names[0])) as file:
+    with _BoundedFile(tree.local(names[0])) as file:
         try:
             archive = zipfile.ZipFile(file)
         except Exception as error:  # zipfile raises what it likes on bytes that are none
@@ -141,12 +139,12 @@ def open_members(tree: Tree, names: Sequence[str], scratch: Path) -> Iterator[li
 
 
 def is_npz(names: Sequence[str]) -> bool:
-    """Whether these names are of one `.npz`, not of `.npy` files."""
+    """Return whether these names are of one `.npz`, not of `.npy` files."""
     return names[0].lower().endswith(".npz")
 
 
-def read_header(stream: BinaryIO, shown: str, path: str = "") -> Stored:
-    """Type and shape of an `.npy`, read by numpy itself, from a bounded number of bytes.
+def read_header(stream: BinaryIO, shown: str, path: str = "") -> DiskArray:
+    """Read the type and shape of an `.npy`, by numpy itself, from a bounded number of bytes.
 
     Raises
     ------
@@ -171,23 +169,25 @@ def read_header(stream: BinaryIO, shown: str, path: str = "") -> Stored:
         raise WinnowError(f"{shown} holds a single value, no array")
     if fortran and len(shape) > 1:
         raise WinnowError(f"{shown} is saved in Fortran order: save numpy.ascontiguousarray(…) of it")
-    return Stored(path, beginning.tell(), dtype.str, tuple(int(axis) for axis in shape))
+    return DiskArray(path, beginning.tell(), dtype.str, tuple(int(axis) for axis in shape))
 
 
-def _file(tree: Tree, name: str) -> Member:
+def _file(tree: Tree, name: str) -> NamedArray:
     shown = f"{tree.shown}/{printable(name)}"
 
-    def header() -> Stored:
+    def header() -> DiskArray:
         path = tree.local(name)
         with path.open("rb") as stream:
             array = read_header(stream, shown, str(path))
         check_size(array, shown)
         return array
 
-    return Member(name[:-4], shown, printable(name), header, lambda array: array)
+    return NamedArray(name[:-4], shown, printable(name), header, lambda array: array)
 
 
-def _zipped(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, file: str, shown: str, target: Path) -> Member:
+def _zipped(
+    archive: zipfile.ZipFile, entry: zipfile.ZipInfo, file: str, shown: str, target: Path
+) -> NamedArray:
     name = entry.filename[:-4]
     shown = f"{shown}/{printable(name)}"
 
@@ -203,22 +203,22 @@ def _zipped(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, file: str, shown: 
         except Exception as error:  # encrypted, cut off, a bad checksum, ...
             raise WinnowError(f"{shown} cannot be unpacked: {one_line(error)}") from error
 
-    def header() -> Stored:
+    def header() -> DiskArray:
         with opened() as stream:
             return read_header(stream, shown)
 
-    def store(array: Stored) -> Stored:
+    def on_disk(array: DiskArray) -> DiskArray:
         size = array.offset + array.size
         with opened() as stream:
             unpack(stream, target, size, shown)
-        return Stored(str(target), array.offset, array.dtype, array.shape)
+        return DiskArray(str(target), array.offset, array.dtype, array.shape)
 
     # The catalogue's sets keep the short names that they have always had.
     item = file if name == "images" else f"{file}/{printable(name)}"
-    return Member(name, shown, item, header, store)
+    return NamedArray(name, shown, item, header, on_disk)
 
 
-class _Sparing(io.FileIO):
+class _BoundedFile(io.FileIO):
     """A file that gives no more at once than an honest `.npz` asks for, whatever its fields claim."""
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -244,35 +244,50 @@ class Arrays:
 
     def __init__(self, tree: Tree, names: Sequence[str], scratch: Path) -> None:
         shown = f"{tree.shown}/{printable(names[0])}" if is_npz(names) else tree.shown
-        with open_members(tree, names, scratch) as members:
-            known = _known(members, shown)
-            headers = {key: member.header() for key, member in known.items()}
-            used = _used(known, headers)
+        with open_arrays(tree, names, scratch) as arrays:
+            by_role = _by_role(arrays, shown)
+            headers = {key: array.header() for key, array in by_role.items()}
+            used = _checked_keys(by_role, headers)
             if not any(len(headers[key]) for key in used if key[0] == "images"):
                 raise WinnowError(f"{shown} holds 0 images")
             packed = [headers[key] for key in used if not headers[key].path]
             require_room(scratch, sum(array.offset + array.size for array in packed), shown)
-            stored = {key: known[key].store() for key in used}
-        self._parts = [_part(known, stored, split) for role, split in used if role == "images"]
-        labels = [part.labels for part in self._parts if part.labels is not None]
+            on_disk = {key: by_role[key].on_disk() for key in used}
+        self._arrays = [
+            LabelledImages(
+                name=by_role[key].item,
+                images=on_disk[key],
+                channels_first=channels_first_of(on_disk[key], by_role[key].shown),
+                split=key[1],
+                **{role: on_disk.get((role, key[1])) for role in _COLUMNS},
+            )
+            for key in used
+            if key[0] == "images"
+        ]
+        labels = [one.labels for one in self._arrays if one.labels is not None]
         self._names: list[str] | None = None
-        if _CLASSES in stored:
-            self._names = _class_names(stored[_CLASSES], known[_CLASSES].shown)
+        if _CLASSES in on_disk:
+            self._names = _class_names(on_disk[_CLASSES], by_role[_CLASSES].shown)
             _check_range(labels, len(self._names), shown)
         self.classes = integer_classes(labels) if self._names is None else self._names
-        self.count = sum(len(part.images) for part in self._parts)
+        self.count = sum(len(one.images) for one in self._arrays)
         self.kind = "arrays (.npz)" if is_npz(names) else "arrays (.npy)"
-        if said := [part.split for part in self._parts if part.split]:
-            self.kind += f" with {', '.join(said)}"
-        self.notes = _notes(members, known, headers, used)
+        if splits := [one.split for one in self._arrays if one.split]:
+            self.kind += f" with {', '.join(splits)}"
+        self.notes = []
+        for key in used:
+            if key[0] == "images":
+                self.notes += pixel_notes(headers[key], by_role[key].item)
+        if unused := _listed(array.name for array in arrays if role_of(array.name) not in used):
+            self.notes.append(f"arrays not used: {unused}")
 
     def blocks(self) -> Iterator[Block]:
-        """Items in the order train, val, test, unlabeled, where the arrays' names say it."""
-        return blocks_of(self._parts, self._names)
+        """Yield items in the order train, val, test, unlabeled, where the arrays' names say it."""
+        return blocks_of(self._arrays, self._names)
 
 
 def find(tree: Tree) -> list[str] | None:
-    """The `.npz`, or the `.npy` files with images, at the top of a tree; None where there are none.
+    """Find the `.npz`, or the `.npy` files with images, at the top of a tree; None where there are none.
 
     Raises
     ------
@@ -286,92 +301,63 @@ def find(tree: Tree) -> list[str] | None:
     roles = {key[0] for name in arrays if (key := role_of(name[:-4]))}
     paired = "images" in roles and ("labels" in roles or not tree.folders())
     if len(archives) > 1 or (archives and paired):
-        there = ", ".join(printable(name) for name in [*archives, *arrays][:_LISTED])
+        listed = ", ".join(printable(name) for name in [*archives, *arrays][:_LISTED])
         raise WinnowError(
-            f"{tree.shown} holds more than one set of arrays ({there}): leave one, "
+            f"{tree.shown} holds more than one set of arrays ({listed}): leave one, "
             "or name one .npz in ingest.source"
         )
     return archives or (arrays if paired else None)
 
 
 def role_of(name: str) -> _Key | None:
-    """What an array's name says: `images`, `labels`, `splits`, …, and of which split; None for nothing."""
+    """Read an array's name: `images`, `labels`, `splits`, …, and of which split; None for nothing."""
     lower = name.lower()
     if lower in _ROLES:
         return _ROLES[lower], None
     first, _, second = re.sub("[-.]", "_", lower).partition("_")
-    for word, other in ((first, second), (second, first)):
-        role, split = _ROLES.get(word), split_of(other)
+    for role_word, split_word in ((first, second), (second, first)):
+        role, split = _ROLES.get(role_word), split_of(split_word)
         if role in _BY_SPLIT and split is not None:
             return role, split
     return None
 
 
-def _known(members: Sequence[Member], shown: str) -> dict[_Key, Member]:
-    known: dict[_Key, Member] = {}
-    for member in members:
-        key = role_of(member.name)
+def _by_role(arrays: Sequence[NamedArray], shown: str) -> dict[_Key, NamedArray]:
+    by_role: dict[_Key, NamedArray] = {}
+    for array in arrays:
+        key = role_of(array.name)
         if key is None:
             continue
-        if key in known:
+        if key in by_role:
             what = " ".join(filter(None, (key[1], key[0])))
-            raise WinnowError(f"{known[key].shown} and {member.shown} are both the {what}: leave one")
-        known[key] = member
-    if not any(role == "images" for role, _ in known):
-        there = _listed(member.name for member in members) or "nothing"
-        raise WinnowError(f"{shown} lacks images and labels, or x_train and y_train; there is {there}")
-    return known
+            raise WinnowError(f"{by_role[key].shown} and {array.shown} are both the {what}: leave one")
+        by_role[key] = array
+    if not any(role == "images" for role, _ in by_role):
+        names = _listed(array.name for array in arrays) or "nothing"
+        raise WinnowError(f"{shown} lacks images and labels, or x_train and y_train; there is {names}")
+    return by_role
 
 
-def _used(known: Mapping[_Key, Member], headers: Mapping[_Key, Stored]) -> list[_Key]:
-    """What is read, split by split, judged by the headers before anything is unpacked."""
-    used: list[_Key] = [_CLASSES] if _CLASSES in known else []
+def _checked_keys(by_role: Mapping[_Key, NamedArray], headers: Mapping[_Key, DiskArray]) -> list[_Key]:
+    """Return what is read, split by split, after a check of all headers: nothing is unpacked before."""
+    used: list[_Key] = [_CLASSES] if _CLASSES in by_role else []
     for split in (None, *SPLITS):
         images = ("images", split)
-        if images not in known:
+        if images not in by_role:
             continue
-        channels_first_of(headers[images], known[images].shown)
-        columns: list[_Key] = [(role, split) for role in _COLUMNS if (role, split) in known]
+        channels_first_of(headers[images], by_role[images].shown)
+        columns: list[_Key] = [(role, split) for role in _COLUMNS if (role, split) in by_role]
         if split == "unlabeled":
             columns = [key for key in columns if key[0] != "labels"]
         elif ("labels", split) not in columns:
-            raise WinnowError(f"{known[images].shown} lacks labels beside it, such as labels or y_train")
+            raise WinnowError(f"{by_role[images].shown} lacks labels beside it, such as labels or y_train")
         for key in columns:
-            check_column(headers[key], len(headers[images]), _COLUMNS[key[0]], known[key].shown)
+            check_column(headers[key], len(headers[images]), _COLUMNS[key[0]], by_role[key].shown)
         used += [images, *columns]
     return used
 
 
-def _part(known: Mapping[_Key, Member], stored: Mapping[_Key, Stored], split: Split | None) -> Part:
-    member, images = known["images", split], stored["images", split]
-    return Part(
-        name=member.item,
-        images=images,
-        channels_first=channels_first_of(images, member.shown),
-        split=split,
-        labels=stored.get(("labels", split)),
-        splits=stored.get(("splits", split)),
-        groups=stored.get(("groups", split)),
-        weights=stored.get(("weights", split)),
-    )
-
-
-def _notes(
-    members: Sequence[Member],
-    known: Mapping[_Key, Member],
-    headers: Mapping[_Key, Stored],
-    used: Sequence[_Key],
-) -> list[str]:
-    notes = []
-    for key in used:
-        if key[0] == "images":
-            notes += pixel_notes(headers[key], known[key].item)
-    if unused := _listed(member.name for member in members if role_of(member.name) not in used):
-        notes.append(f"arrays not used: {unused}")
-    return notes
-
-
-def _class_names(array: Stored, shown: str) -> list[str]:
+def _class_names(array: DiskArray, shown: str) -> list[str]:
     if len(array.shape) != 1 or np.dtype(array.dtype).kind not in "iuUS" or not array.size:
         raise WinnowError(f"{shown} must be one row of class names, not {array.dtype} {array.shape}")
     if array.size > _MOST_CLASS_BYTES:
@@ -387,12 +373,12 @@ def _class_names(array: Stored, shown: str) -> list[str]:
     return list(names)
 
 
-def _check_range(labels: Sequence[Stored], classes: int, shown: str) -> None:
-    known = integer_classes(labels)
-    if known and int(known[-1]) >= classes:
+def _check_range(labels: Sequence[DiskArray], classes: int, shown: str) -> None:
+    numbers = integer_classes(labels)
+    if numbers and int(numbers[-1]) >= classes:
         # Not row by row: such labels often start at 1, and then all of them are wrong.
         raise WinnowError(
-            f"{shown}: labels run from {known[0]} to {known[-1]}, but there are {classes} classes, "
+            f"{shown}: labels run from {numbers[0]} to {numbers[-1]}, but there are {classes} classes, "
             f"which are 0 to {classes - 1}"
         )
 

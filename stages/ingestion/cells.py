@@ -1,9 +1,7 @@
-"""What the cells of a table say: file names, classes, splits, groups, weights.
+"""Read the cells of a table: file names, classes, splits, groups and weights; and find their columns.
 
 Anybody may have written the table. A cell that cannot be right raises `UnusableError`: the row is
 refused, and the next one follows.
-
-Which columns of a table hold the path, the labels, the split, the group and the weight.
 """
 
 from __future__ import annotations
@@ -12,11 +10,11 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from typing import Any, Generic, TypeVar
 
 from stages.dataset.ids import Split
-from stages.errors import UnusableError, WinnowError
+from stages.errors import Reason, UnusableError, WinnowError, shorten
 from stages.ingestion.source import (
-    BLOCK,
     LARGEST_WEIGHT,
     Block,
     Columns,
@@ -25,14 +23,13 @@ from stages.ingestion.source import (
     class_name,
     label_problem,
     name_problem,
-    only_refused,
     printable,
     split_of,
 )
 
 _LONGEST_PATH = 4096  # characters; PATH_MAX of Linux
 _LONGEST_CELL = 1000  # characters of a label or a split: longer ones are not held in caches
-_LONGEST_SHOWN = 300  # characters of a refused path
+LONGEST_SHOWN = 300  # characters of a cell in a message
 _DRIVE = re.compile(r"[A-Za-z]:")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -41,7 +38,7 @@ _PLAIN = re.compile(r"(?:\w[\w .()+,=@-]*/)*[\w()+,=@-][\w .()+,=@-]*")
 
 AUTO = "auto"
 
-USUAL: dict[str, tuple[str, ...]] = {  # in lower case; headers are compared without regard to case
+USUAL_NAMES: dict[str, tuple[str, ...]] = {  # in lower case; headers are compared without regard to case
     "path": ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img"),
     "label": ("label", "labels", "class", "class_name", "target", "category"),
     "split": ("split", "subset", "partition", "set"),
@@ -50,12 +47,14 @@ USUAL: dict[str, tuple[str, ...]] = {  # in lower case; headers are compared wit
     "second_label": (),
 }
 
-NEEDED = ("path", "label")
+_REQUIRED = ("path", "label")
 _MOST_SHOWN = 20  # columns in a message
+
+Item = TypeVar("Item")
 
 
 def file_name(cell: str | None, folder: str = "") -> str:
-    """The path in a cell, relative to the top of the tree.
+    """Read a path, relative to the top of the tree.
 
     Parameters
     ----------
@@ -97,7 +96,7 @@ def file_name(cell: str | None, folder: str = "") -> str:
 
 
 def label(cell: str | None) -> str | None:
-    """The class name in a cell, None where the cell is empty.
+    """Read a class name, None where the cell is empty.
 
     Raises
     ------
@@ -110,7 +109,7 @@ def label(cell: str | None) -> str | None:
 
 
 def split(cell: str | None) -> Split | None:
-    """The split in a cell, None where it is empty.
+    """Read a split, None where the cell is empty.
 
     Raises
     ------
@@ -123,7 +122,7 @@ def split(cell: str | None) -> Split | None:
 
 
 def label_and_split(label_cell: str | None, split_cell: str | None) -> tuple[str | None, Split | None]:
-    """Both, or neither where the split says `unlabeled`.
+    """Read both, or neither where the split says `unlabeled`.
 
     An item without a label keeps its split here: public test sets often come with their labels taken
     away, and whoever deals the splits has to say that such a set tests nothing.
@@ -138,7 +137,7 @@ def label_and_split(label_cell: str | None, split_cell: str | None) -> tuple[str
 
 
 def group(cell: str | None) -> str | None:
-    """The group in a cell, compared as class names are; None where it is empty or blank.
+    """Read a group, which is compared as class names are; None where the cell is empty or blank.
 
     Raises
     ------
@@ -153,7 +152,7 @@ def group(cell: str | None) -> str | None:
 
 
 def weight(cell: str | float | None) -> float:
-    """The weight in a cell, 1 where it is empty.
+    """Read a weight, 1 where the cell is empty.
 
     Raises
     ------
@@ -167,14 +166,13 @@ def weight(cell: str | float | None) -> float:
     except ValueError:
         number = -1.0
     if not 0 <= number <= LARGEST_WEIGHT:
-        raise UnusableError(
-            "bad_row", f"the weight {_short(str(cell))!r} is no number from 0 to {LARGEST_WEIGHT:,}"
-        )
+        text = shorten(str(cell), LONGEST_SHOWN)
+        raise UnusableError("bad_row", f"the weight {text!r} is no number from 0 to {LARGEST_WEIGHT:,}")
     return number
 
 
 def word(value: object) -> str | None:
-    """A value of a typed table as the text it would have in a CSV.
+    """Convert a value of a typed table to the text it would have in a CSV.
 
     Whole numbers have no decimal point: pandas makes 3 into 3.0 where a column has gaps, and the
     gaps into NaN.
@@ -195,85 +193,64 @@ def word(value: object) -> str | None:
     return str(value)
 
 
-class Rows:
-    """Collects rows as the blocks of a source.
+class BlockBuilder(Generic[Item]):
+    """Collects checked rows of a table, and those that are refused, as a block of a source.
 
     Parameters
     ----------
-    table : the table's name, for what has no path
-    place : what `number` in `add` counts, such as `line`
-    folder : the folder of the table, relative to the top of the tree
     second : whether there is a second column of labels
     """
 
-    def __init__(self, table: str, place: str, folder: str = "", *, second: bool = False) -> None:
-        self._table = printable(table)
-        self._place = place
-        self._folder = folder
+    def __init__(self, *, second: bool) -> None:
         self._second = second
-        self._clear()
+        self._rows: list[tuple[Any, ...]] = []
+        self._items: list[Item] = []
+        self._refused: list[Quarantined] = []
+
+    def __len__(self) -> int:
+        return len(self._rows) + len(self._refused)
 
     def add(
         self,
-        number: int,
-        path: str | None,
+        name: str,
+        item: Item,
         label_cell: str | None,
-        split_cell: str | None = None,
-        group_cell: str | None = None,
-        weight_cell: str | float | None = None,
-        second_cell: str | None = None,
+        split_cell: str | None,
+        group_cell: str | None,
+        weight_cell: str | float | None,
+        second_cell: str | None,
     ) -> None:
-        """Take a row, or refuse it."""
-        try:
-            name = file_name(path, self._folder)
-            known, where = label_and_split(label_cell, split_cell)
-            together, weighs, second = group(group_cell), weight(weight_cell), label(second_cell)
-        except UnusableError as error:
-            self.refuse(number, path, error)
-            return
-        self._names.append(name)
-        self._labels.append(known)
-        self._splits.append(where)
-        self._groups.append(together)
-        self._weights.append(weighs)
-        self._seconds.append(second)
+        """Take a row.
 
-    def refuse(self, number: int, path: str | None, error: UnusableError) -> None:
-        """Make a row one of quarantine, under its path where it has one."""
-        shown = _short(printable(path.strip(" "))) if path else ""
-        detail = f"{self._table}, {self._place} {number}: {error.detail}"
-        self._refused.append(Quarantined(shown or f"{self._table}#{number}", error.reason, detail))
+        Parameters
+        ----------
+        name : of the item, printable
+        item : what its payload is made of
 
-    @property
-    def full(self) -> bool:
-        """Whether it is time to `take`."""
-        return len(self._labels) + len(self._refused) >= BLOCK
+        Raises
+        ------
+        UnusableError
+            As the functions that read the cells; then nothing is taken.
+        """
+        known = label_and_split(label_cell, split_cell)
+        self._rows.append((name, *known, group(group_cell), weight(weight_cell), label(second_cell)))
+        self._items.append(item)
 
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing to `take`."""
-        return not self._labels and not self._refused
+    def refuse(self, name: str, reason: Reason, detail: str) -> None:
+        """Take a row for quarantine."""
+        self._refused.append(Quarantined(name, reason, detail))
 
-    def take(self, payload: Callable[[Sequence[str]], Payload]) -> Block:
-        """What was collected; starts anew."""
-        if self._names:
-            names = [printable(name) for name in self._names]
-            columns = (self._labels, self._splits, self._groups, self._weights)
-            seconds = self._seconds if self._second else None
-            block = Block(names, *columns, payload(self._names), self._refused, seconds)
-        else:
-            block = only_refused(self._refused)
-        self._clear()
+    def take(self, payload: Callable[[Sequence[Item]], Payload]) -> Block:
+        """Return what was collected as a block, and start anew."""
+        names, labels, splits, groups, weights, seconds = (
+            map(list, zip(*self._rows, strict=True)) if self._rows else ([] for _ in range(6))
+        )
+        second_labels = seconds if self._second else None
+        block = Block(
+            names, labels, splits, groups, weights, payload(self._items), self._refused, second_labels
+        )
+        self._rows, self._items, self._refused = [], [], []
         return block
-
-    def _clear(self) -> None:
-        self._names: list[str] = []
-        self._labels: list[str | None] = []
-        self._splits: list[Split | None] = []
-        self._groups: list[str | None] = []
-        self._weights: list[float] = []
-        self._seconds: list[str | None] = []
-        self._refused: list[Quarantined] = []
 
 
 @lru_cache(maxsize=2**14)
@@ -288,31 +265,29 @@ def _label(cell: str) -> str:
 def _split(cell: str) -> Split | None:
     if not cell.strip():
         return None
-    found = split_of(cell)
-    if found is None:
-        raise UnusableError("bad_row", f"the split {_short(cell)!r} is none of train, val, test, unlabeled")
-    return found
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 1]}…"
+    name = split_of(cell)
+    if name is None:
+        raise UnusableError(
+            "bad_row", f"the split {shorten(cell, LONGEST_SHOWN)!r} is none of train, val, test, unlabeled"
+        )
+    return name
 
 
 def choose(
     columns: Columns,
     header: Sequence[str],
     shown: str,
-    known: Mapping[str, int] | None = None,
+    given: Mapping[str, int] | None = None,
     no_paths: frozenset[int] = frozenset(),
 ) -> dict[str, int]:
-    """The position of each role's column.
+    """Find the column of each role.
 
     Parameters
     ----------
     columns : what the user chose
     header : names of the table's columns
     shown : the table, for messages
-    known : roles whose column is found already
+    given : roles whose column is found already
     no_paths : positions that `auto` does not take for the path, since they hold numbers or pictures
 
     Returns
@@ -326,8 +301,8 @@ def choose(
         meant.
     """
     names = [name.strip() for name in header]
-    found = dict(known or {})
-    wanted = {role: getattr(columns, role) for role in USUAL if role not in found}
+    found = dict(given or {})
+    wanted = {role: getattr(columns, role) for role in USUAL_NAMES if role not in found}
     for role, name in wanted.items():
         if name is not None and name != AUTO:
             found[role] = _named(role, name, names, found, shown)
@@ -335,14 +310,14 @@ def choose(
         taken = frozenset(found.values()) | (no_paths if role == "path" else frozenset())
         usual = candidates(role, names, taken)
         if len(usual) > 1:
-            which = ", ".join(_quoted(names[at]) for at in usual[:_MOST_SHOWN])
+            which = ", ".join(shorten(printable(names[at]), 40) for at in usual[:_MOST_SHOWN])
             raise WinnowError(
                 f"{shown} has several columns that could be the {role} ({which}): "
                 f"name one of them as ingest.columns.{role}"
             )
         if usual:
             found[role] = _named(role, names[usual[0]], names, found, shown)
-        elif role in NEEDED:
+        elif role in _REQUIRED:
             raise WinnowError(
                 f"{shown} has no column for the {role}: name one of its columns ({listed(names)}) "
                 f"as ingest.columns.{role}"
@@ -351,23 +326,23 @@ def choose(
 
 
 def candidates(role: str, header: Sequence[str], skip: frozenset[int] = frozenset()) -> list[int]:
-    """Positions of the columns that have one of the role's usual names."""
+    """Return the positions of the columns that have one of the role's usual names."""
     return [
         at
         for at, name in enumerate(header)
-        if at not in skip and len(name) < 100 and name.strip().lower() in USUAL[role]
+        if at not in skip and len(name) < 100 and name.strip().lower() in USUAL_NAMES[role]
     ]
 
 
 def listed(names: Sequence[str]) -> str:
-    """Column names as they stand in a message."""
-    shown = [_quoted(name) for name in names[:_MOST_SHOWN] if name]
+    """List column names for a message."""
+    shown = [shorten(printable(name), 40) for name in names[:_MOST_SHOWN] if name]
     more = ["…"] if len(names) > _MOST_SHOWN else []
     return ", ".join(shown + more) or "none has a name"
 
 
 def unused(header: Sequence[str], found: Mapping[str, int]) -> list[str]:
-    """A line on the columns that are not used; none where all are."""
+    """Return a line on the columns that are not used; none where all are."""
     left = [name.strip() for at, name in enumerate(header) if at not in found.values()]
     left = [name for name in left if name]
     return [f"columns not used: {listed(left)}"] if left else []
@@ -375,17 +350,12 @@ def unused(header: Sequence[str], found: Mapping[str, int]) -> list[str]:
 
 def _named(role: str, name: str, names: Sequence[str], found: Mapping[str, int], shown: str) -> int:
     key = f"ingest.columns.{role}"
-    places = [at for at, there in enumerate(names) if there == name]
+    places = [at for at, column in enumerate(names) if column == name]
     if not places:
         raise WinnowError(f"{shown} has no column {name!r} ({key}); its columns are {listed(names)}")
     if len(places) > 1:
         raise WinnowError(f"{shown} has {len(places)} columns {name!r} ({key}): give each a name of its own")
-    for other, at in found.items():
+    for taken_by, at in found.items():
         if at == places[0]:
-            raise WinnowError(f"{shown}: {key} and ingest.columns.{other} both name the column {name!r}")
+            raise WinnowError(f"{shown}: {key} and ingest.columns.{taken_by} both name the column {name!r}")
     return places[0]
-
-
-def _quoted(name: str) -> str:
-    text = printable(name)
-    return text if len(text) <= 40 else f"{text[:39]}…"

@@ -1,4 +1,4 @@
-"""Class folders, with or without train, val and test above them."""
+"""Read class folders, with or without train, val and test above them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,8 @@ from stages.ingestion.source import (
 from stages.ingestion.trees import Tree
 
 
-def find(tree: Tree) -> bool:
-    """Whether there are folders at the top that could be classes."""
-    return bool(tree.folders())
-
-
 class ClassFolders:
-    """Reads `<class>/**/<file>`, or `<split>/<class>/**/<file>`; see `base.Source`.
+    """Reads `<class>/**/<file>`, or `<split>/<class>/**/<file>`; see `source.Source`.
 
     A folder `unlabeled` in place of a class holds images without a label. Several folders may mean
     one split (`val` and `valid`), or one class (accents composed and not).
@@ -44,39 +39,36 @@ class ClassFolders:
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
-        top = [folder for folder in tree.folders() if not _unlabeled(folder)]
+        top = [name for name in tree.folders() if name.lower() not in UNLABELED]
         self._splits = self._split_folders(top)
-        self._folders = [_Folder(folder, None, None) for folder in tree.folders() if _unlabeled(folder)]
+        self._folders = [_folder(name, None) for name in tree.folders() if name.lower() in UNLABELED]
         parents: Sequence[tuple[str, Split | None]] = self._splits or [("", None)]
         for parent, split in parents:
-            for folder in tree.folders(parent) if parent else top:
-                unlabeled = _unlabeled(folder)
-                self._folders.append(
-                    _Folder(folder, *((None, None) if unlabeled else (_label(folder), split)))
-                )
+            self._folders += [_folder(name, split) for name in (tree.folders(parent) if parent else top)]
         self._folders.sort(key=lambda folder: folder.name)
-        labels = {folder.label for folder in self._folders if folder.label is not None}
-        self.classes: Sequence[str] = sorted(label for label in labels if not label_problem(label))
+        self.classes: Sequence[str] = sorted(
+            {folder.label for folder in self._folders if folder.label is not None and not folder.problem}
+        )
 
     @property
     def kind(self) -> str:
-        """See `base.Source`."""
+        """See `source.Source`."""
         shown = ", ".join(f"{printable(folder)}/" for folder, _ in self._splits)
         return f"class folders with {shown}" if shown else "class folders"
 
     @cached_property
     def count(self) -> int:
-        """See `base.Source`."""
+        """See `source.Source`."""
         return sum(self._tree.count(folder.name) for folder in self._folders)
 
     def blocks(self) -> Iterator[Block]:
-        """See `base.Source`. Blocks do not end with a folder: there may be many small ones."""
+        """See `source.Source`. Blocks do not end with a folder: there may be many small ones."""
         loose = list(self._loose_files())
         if loose:
             yield only_refused(loose)
-        found = self._files()
-        while chunk := list(islice(found, BLOCK)):
-            good = [(name, folder) for name, folder, problem in chunk if not problem]
+        files = ((name, folder) for folder in self._folders for name in self._tree.walk(folder.name))
+        while chunk := list(islice(files, BLOCK)):
+            good = [(name, folder) for name, folder in chunk if not folder.problem]
             paths = [name for name, _ in good]
             yield Block(
                 names=[printable(name) for name in paths],
@@ -86,32 +78,24 @@ class ClassFolders:
                 weights=[1.0] * len(good),
                 payload=self._tree.payload(paths),
                 refused=[
-                    Quarantined(printable(name), "bad_label", problem)
-                    for name, _, problem in chunk
-                    if problem
+                    Quarantined(printable(name), "bad_label", folder.problem)
+                    for name, folder in chunk
+                    if folder.problem
                 ],
             )
-
         if self._tree.refused:  # complete only now: folders may have turned out to be closed
             yield only_refused(list(self._tree.refused))
 
-    def _files(self) -> Iterator[tuple[str, _Folder, str | None]]:
-        """Every file with its folder, and what is wrong with the class's name."""
-        for folder in self._folders:
-            problem = None if folder.label is None else _problem(folder)
-            for name in self._tree.walk(folder.name):
-                yield name, folder, problem
-
     def _loose_files(self) -> Iterator[Quarantined]:
-        """What lies beside class folders; a link has its own reason, where there is one."""
-        apart = UnusableError("no_class_folder", "files are read from class folders only")
+        """Yield what lies beside class folders; a link has its own reason, where there is one."""
+        outside = UnusableError("no_class_folder", "files are read from class folders only")
         for parent in ["", *(folder for folder, _ in self._splits)]:
             for name in self._tree.files(parent):
-                problem = self._tree.problem(name) or apart
+                problem = self._tree.problem(name) or outside
                 yield Quarantined(printable(name), problem.reason, problem.detail)
 
     def _split_folders(self, top: list[str]) -> list[tuple[str, Split]]:
-        """The folders that are splits; none where all of them are classes."""
+        """Return the folders that are splits; none where all of them are classes."""
         source = f"ingest.source {self._tree.shown}"
         named = [folder for folder in top if folder.lower() in SPLIT_NAMES]
         nested = [folder for folder in named if self._tree.folders(folder)]
@@ -123,9 +107,9 @@ class ClassFolders:
                 "the folder that an image lies in says its class"
             )
         if nested and len(named) < len(top):
-            other = printable(next(folder for folder in top if folder not in named))
+            class_folder = printable(next(folder for folder in top if folder not in named))
             raise WinnowError(
-                f"{source} holds both a split ({nested[0]}/) and a class ({other}/): "
+                f"{source} holds both a split ({nested[0]}/) and a class ({class_folder}/): "
                 "put every class folder under train/, val/ or test/, or none"
             )
         splits = [(folder, SPLIT_NAMES[folder.lower()]) for folder in named]
@@ -138,22 +122,19 @@ class ClassFolders:
 
 
 class _Folder(NamedTuple):
-    """A folder of images; `label` is a `class_name` that may still be no good, None for no label."""
+    """A folder of images; `label` is None for no label, `problem` what is wrong with it."""
 
     name: str
     label: str | None
     split: Split | None
+    problem: str | None
 
 
-def _unlabeled(folder: str) -> bool:
-    return folder.rpartition("/")[2].lower() in UNLABELED
-
-
-def _label(folder: str) -> str:
-    return class_name(folder.rpartition("/")[2])
-
-
-def _problem(folder: _Folder) -> str | None:
-    if any("\udc80" <= character <= "\udcff" for character in folder.name.rpartition("/")[2]):
-        return "the class folder's name is not UTF-8"
-    return label_problem(folder.label or "")
+def _folder(name: str, split: Split | None) -> _Folder:
+    last = name.rpartition("/")[2]
+    if last.lower() in UNLABELED:
+        return _Folder(name, None, None, None)
+    label = class_name(last)
+    if any("\udc80" <= character <= "\udcff" for character in last):
+        return _Folder(name, label, split, "the class folder's name is not UTF-8")
+    return _Folder(name, label, split, label_problem(label))

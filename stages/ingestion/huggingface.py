@@ -1,4 +1,4 @@
-"""Parquet files in the layout of the Hugging Face hub: the images are in the table.
+"""Read Parquet files in the layout of the Hugging Face hub: the images are in the table.
 
 https://huggingface.co/docs/datasets/image_dataset, and for the names of files and splits
 https://huggingface.co/docs/hub/datasets-file-names-and-splits
@@ -15,13 +15,12 @@ from typing import Any
 from stages.dataset.ids import Split
 from stages.errors import MAX_BYTES, UnusableError, WinnowError
 from stages.ingestion import cells, parquet
-from stages.ingestion.cells import AUTO, candidates, choose, listed, unused
+from stages.ingestion.cells import AUTO, BlockBuilder, candidates, choose, listed, unused
 from stages.ingestion.parquet import BytesPayload
 from stages.ingestion.source import (
     Block,
     Columns,
-    Nothing,
-    Quarantined,
+    EmptyPayload,
     class_name,
     label_problem,
     printable,
@@ -36,7 +35,7 @@ _NO_LABEL = "-1"  # the hub's, in test sets whose labels are kept back
 
 
 def find(tree: Tree) -> list[str]:
-    """The shards at the top of a tree, else one folder down; none where they are not in this layout.
+    """Find the shards at the top of a tree, else one folder down; none where they are in another layout.
 
     Raises
     ------
@@ -50,14 +49,14 @@ def find(tree: Tree) -> list[str]:
     folders = tree.folders()
     if len(folders) > _FEW_FOLDERS:
         folders = [name for name in folders if name == "data" or split_of(name)]
-    found = {folder: shards for folder in folders if (shards := _shards(tree, folder))}
-    if len(found) > 1 and not all(split_of(folder) for folder in found):
-        names = ", ".join(f"{printable(folder)}/" for folder in found)
+    by_folder = {folder: shards for folder in folders if (shards := _shards(tree, folder))}
+    if len(by_folder) > 1 and not all(map(split_of, by_folder)):
+        names = ", ".join(f"{printable(folder)}/" for folder in by_folder)
         raise WinnowError(
             f"ingest.source {tree.shown} has Parquet files in several folders ({names}): "
             "name one of them as ingest.source"
         )
-    return [name for shards in found.values() for name in shards]
+    return [name for shards in by_folder.values() for name in shards]
 
 
 class HuggingFace:
@@ -92,7 +91,7 @@ class HuggingFace:
         self.notes = sorted({line for shard in self._shards for line in shard.notes})
 
     def blocks(self) -> Iterator[Block]:
-        """All items, shard by shard and row by row; see `base.Source.blocks`."""
+        """Yield all items, shard by shard and row by row; see `source.Source.blocks`."""
         for shard in self._shards:
             first = 0
             table = parquet.ParquetTable(self._tree, shard.name)
@@ -103,7 +102,7 @@ class HuggingFace:
 
 @dataclass(frozen=True)
 class _Shard:
-    """What is known of a file: nothing of it is open."""
+    """A file whose columns have been found; nothing of it is open."""
 
     name: str
     shown: str
@@ -114,13 +113,6 @@ class _Shard:
     second_names: list[str] | None  # the same of the second labels
     split: Split | None
     notes: list[str]
-
-    @property
-    def folder(self) -> str:
-        return self.name.rpartition("/")[0]
-
-    def item(self, row: int) -> str:
-        return f"{printable(self.name)}#{row}"
 
 
 def _shards(tree: Tree, folder: str) -> list[str]:
@@ -140,27 +132,25 @@ def _open(tree: Tree, name: str, columns: Columns) -> _Shard:
     found = choose(columns, header, shown, {"path": image})
     for role, at in found.items():
         if role != "path":
-            _values(role, parquet.nothing(schema.types[at]), f"{shown}: the column {header[at]!r}")
-    numbered = parquet.is_number(schema.types[found["label"]])
-    class_names = _names_of(features, header[found["label"]]) if numbered else None
+            parquet.cells_of(
+                role, parquet.empty_column(schema.types[at]), f"{shown}: the column {header[at]!r}"
+            )
+    numbered = {role for role, at in found.items() if parquet.is_number(schema.types[at])}
+    class_names, second_names = (
+        _names_of(features, header[found[role]]) if role in numbered else None
+        for role in ("label", "second_label")
+    )
     return _Shard(
         name=name,
         shown=shown,
         count=table.count,
         columns={role: header[at] for role, at in found.items()},
-        numbered=numbered,
+        numbered="label" in numbered,
         class_names=class_names,
-        second_names=_second_names(features, found, schema),
+        second_names=second_names,
         split=None if "split" in found else _split_in(name),
         notes=unused(header, found),
     )
-
-
-def _second_names(features: dict[str, Any], found: dict[str, int], schema: Any) -> list[str] | None:
-    at = found.get("second_label")
-    if at is None or not parquet.is_number(schema.types[at]):
-        return None
-    return _names_of(features, schema.names[at])
 
 
 def _image_column(columns: Columns, schema: Any, shown: str) -> int:
@@ -181,19 +171,19 @@ def _image_column(columns: Columns, schema: Any, shown: str) -> int:
 
 
 def _features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
-    """What `datasets` says of the columns; empty where it says nothing that can be understood."""
-    found: Any = None
+    """Return what `datasets` says of the columns; empty where it cannot be understood."""
+    value: Any = None
     try:
-        found = json.loads((metadata or {}).get(b"huggingface", b"{}"))
+        value = json.loads((metadata or {}).get(b"huggingface", b"{}"))
         for key in ("info", "features"):
-            found = found.get(key) if isinstance(found, dict) else None
+            value = value.get(key) if isinstance(value, dict) else None
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _names_of(features: dict[str, Any], column: str) -> list[str] | None:
-    """The class names of a column of numbers, None where there are none."""
+    """Return the class names of a column of numbers, None where there are none."""
     feature = features.get(column)
     names = feature.get("names") if isinstance(feature, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -202,7 +192,7 @@ def _names_of(features: dict[str, Any], column: str) -> list[str] | None:
 
 
 def _classes(shards: Sequence[_Shard]) -> list[str]:
-    """The class names that the shards agree on, less those that no class can have."""
+    """Return the class names that the shards agree on, less those that no class can have."""
     named = [shard for shard in shards if shard.class_names is not None]
     if not named:
         return []
@@ -216,62 +206,39 @@ def _classes(shards: Sequence[_Shard]) -> list[str]:
 
 
 def _split_in(name: str) -> Split | None:
-    """The split that a shard's name says, else its folder's; None where it says none or several."""
+    """Return the split that a shard's name says, else its folder's; None where it is none or several."""
     folder, _, file = name.rpartition("/")
     for text in (file.rpartition(".")[0], folder):
-        said = {split for part in re.split(r"[^A-Za-z]+", text) if (split := split_of(part))}
-        if said:
-            return said.pop() if len(said) == 1 else None
+        splits = {split for word in re.split(r"[^A-Za-z]+", text) if (split := split_of(word))}
+        if splits:
+            return splits.pop() if len(splits) == 1 else None
     return None
 
 
-def _values(role: str, column: Any, shown: str) -> list[Any]:
-    return parquet.numbers(column, shown) if role == "weight" else parquet.words(column, shown)
-
-
 def _block(tree: Tree, shard: _Shard, batch: Any, first: int) -> Block:
-    """One batch of rows; `first` is the number of its first row in the shard."""
-    said: dict[str, list[Any]] = {
-        role: [None] * batch.num_rows for role in ("split", "group", "weight", "second_label")
+    """Read one batch of rows; `first` is the number of its first row in the shard."""
+    columns = {
+        role: parquet.cells_of(role, batch.column(name), f"{shard.shown}: the column {name!r}")
+        for role, name in shard.columns.items()
+        if role != "path"
     }
-    for role, name in shard.columns.items():
-        if role != "path":
-            said[role] = _values(role, batch.column(name), f"{shard.shown}: the column {name!r}")
-    rows: list[int] = []
-    labels: list[str | None] = []
-    splits: list[Split | None] = []
-    groups: list[str | None] = []
-    weights: list[float] = []
-    seconds: list[str | None] = []
-    refused: list[Quarantined] = []
-    for row in range(batch.num_rows):
+    empty = [None] * batch.num_rows
+    cells = (columns.get(role, empty) for role in ("label", "split", "group", "weight", "second_label"))
+    rows: BlockBuilder[int] = BlockBuilder(second="second_label" in shard.columns)
+    for row, (label, split, group, weight, second) in enumerate(zip(*cells, strict=True)):
+        name = f"{printable(shard.name)}#{first + row}"
         try:
-            label, split = _label_and_split(shard, said["label"][row], said["split"][row])
-            group, weight = cells.group(said["group"][row]), cells.weight(said["weight"][row])
-            second = cells.label(_named(said["second_label"][row], shard.second_names))
+            known = None if shard.numbered and label == _NO_LABEL else _named(label, shard.class_names)
+            second_label = _named(second, shard.second_names)
+            rows.add(name, row, known, split or shard.split, group, weight, second_label)
         except UnusableError as error:
-            refused.append(Quarantined(shard.item(first + row), error.reason, error.detail))
-            continue
-        rows.append(row)
-        labels.append(label)
-        splits.append(split)
-        groups.append(group)
-        weights.append(weight)
-        seconds.append(second)
-    payload = _payload(tree, shard.folder, batch.column(shard.columns["path"]), rows)
-    names = [shard.item(first + row) for row in rows]
-    known = seconds if "second_label" in shard.columns else None
-    return Block(names, labels, splits, groups, weights, payload, refused, known)
-
-
-def _label_and_split(shard: _Shard, label: str | None, split: str | None) -> tuple[str | None, Split | None]:
-    if shard.numbered and label == _NO_LABEL:
-        label = None
-    return cells.label_and_split(_named(label, shard.class_names), split or shard.split)
+            rows.refuse(name, error.reason, error.detail)
+    images, folder = batch.column(shard.columns["path"]), shard.name.rpartition("/")[0]
+    return rows.take(lambda taken: _payload(tree, folder, images, taken))
 
 
 def _named(label: str | None, names: list[str] | None) -> str | None:
-    """What a number stands for; the label itself where numbers have no names."""
+    """Return what a number stands for; the label itself where numbers have no names."""
     if names is None or label is None or label == _NO_LABEL:
         return None if names is not None else label
     number = int(label)
@@ -281,9 +248,9 @@ def _named(label: str | None, names: list[str] | None) -> str | None:
 
 
 def _payload(tree: Tree, folder: str, images: Any, rows: Sequence[int]) -> BytesPayload:
-    """The images of some rows of a batch."""
-    inner = {images.type.field(at).name: column for at, column in enumerate(images.flatten())}
-    content, paths = inner["bytes"], inner.get("path")
+    """Return the images of some rows of a batch."""
+    fields = {images.type.field(at).name: column for at, column in enumerate(images.flatten())}
+    content, paths = fields["bytes"], fields.get("path")
     sizes = parquet.sizes(content)
     items: list[bytes | UnusableError | None] = []
     files: list[str] = []
@@ -296,7 +263,7 @@ def _payload(tree: Tree, folder: str, images: Any, rows: Sequence[int]) -> Bytes
             items.append(UnusableError("too_large", f"{size} bytes; at most {MAX_BYTES}"))
         else:
             items.append(content[row].as_py())
-    return BytesPayload(items, tree.payload(files) if files else Nothing())
+    return BytesPayload(items, tree.payload(files) if files else EmptyPayload())
 
 
 def _file(tree: Tree, folder: str, cell: str | None, files: list[str]) -> UnusableError | None:

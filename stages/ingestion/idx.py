@@ -1,4 +1,4 @@
-"""MNIST's IDX files, plain or gzipped: `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-…`.
+"""Read MNIST's IDX files, plain or gzipped: `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-…`.
 
 The format is that of LeCun, Cortes and Burges, "The MNIST database of handwritten digits": a header
 of big-endian sizes, then unsigned bytes. Fashion-MNIST, KMNIST and EMNIST come in it too. EMNIST
@@ -20,8 +20,8 @@ from stages.dataset.ids import SPLITS, Split
 from stages.errors import WinnowError
 from stages.ingestion.array_file import (
     LABEL_KINDS,
-    Part,
-    Stored,
+    DiskArray,
+    LabelledImages,
     blocks_of,
     channels_first_of,
     check_column,
@@ -60,28 +60,27 @@ class Idx:
 
     def __init__(self, tree: Tree, names: Sequence[str], scratch: Path) -> None:
         files = _files(tree, names)
-        self._parts = []
-        for split in (None, *SPLITS):
-            if ("images", split) in files and ("labels", split) in files:
-                self._parts.append(_part(tree, files, split, scratch))
-        unpaired = [name for (_, split), name in files.items() if not _paired(files, split)]
-        if unpaired or not self._parts:
+        splits = {split for _, split in files}
+        pairs = [s for s in (None, *SPLITS) if ("images", s) in files and ("labels", s) in files]
+        self._arrays = [_pair(tree, files, split, scratch) for split in pairs]
+        unpaired = [name for (_, split), name in files.items() if split in splits - set(pairs)]
+        if unpaired or not pairs:
             what = f"{tree.shown}/{printable(unpaired[0])}" if unpaired else tree.shown
             raise WinnowError(f"{what} is not a pair of images-idx3-ubyte and labels-idx1-ubyte: bring both")
-        self.count = sum(len(part.images) for part in self._parts)
+        self.count = sum(len(one.images) for one in self._arrays)
         if not self.count:
             raise WinnowError(f"{tree.shown} holds 0 images")
-        self.classes = integer_classes(part.labels for part in self._parts if part.labels is not None)
-        said = [part.split for part in self._parts if part.split]
-        self.kind = "IDX files" + (f" with {', '.join(said)}" if said else "")
+        self.classes = integer_classes(one.labels for one in self._arrays if one.labels is not None)
+        named = [split for split in pairs if split]
+        self.kind = "IDX files" + (f" with {', '.join(named)}" if named else "")
 
     def blocks(self) -> Iterator[Block]:
-        """Items in the order train, val, test."""
-        return blocks_of(self._parts, None)
+        """Yield items in the order train, val, test."""
+        return blocks_of(self._arrays, None)
 
 
 def find(tree: Tree) -> list[str] | None:
-    """The IDX files at the top of a tree; None where there are no images among them.
+    """Find the IDX files at the top of a tree; None where there are no images among them.
 
     Where a file is there gzipped and plain, the plain one is taken.
 
@@ -90,13 +89,13 @@ def find(tree: Tree) -> list[str] | None:
     WinnowError
         Where there is more than one set.
     """
-    names = tree.files()
-    there = set(names)
-    found = [
-        name for name in names if _NAME.fullmatch(name) and name.removesuffix(".gz") not in there - {name}
+    every = set(tree.files())
+    names = [
+        name
+        for name in sorted(every)
+        if _NAME.fullmatch(name) and name.removesuffix(".gz") not in every - {name}
     ]
-    files = _files(tree, found)
-    return found if any(role == "images" for role, _ in files) else None
+    return names if any(role == "images" for role, _ in _files(tree, names)) else None
 
 
 def _files(tree: Tree, names: Sequence[str]) -> dict[_Key, str]:
@@ -106,14 +105,14 @@ def _files(tree: Tree, names: Sequence[str]) -> dict[_Key, str]:
         prefix, key = _parsed(name)
         sets.add(prefix)
         if key in files or len(sets) > 1:
-            there = ", ".join(map(printable, names[:20]))
-            raise WinnowError(f"{tree.shown} holds more than one set of IDX files ({there}): leave one")
+            listed = ", ".join(map(printable, names[:20]))
+            raise WinnowError(f"{tree.shown} holds more than one set of IDX files ({listed}): leave one")
         files[key] = name
     return files
 
 
 def _parsed(name: str) -> tuple[str, _Key]:
-    """Set, role and split: `emnist-letters-train-images-idx3-ubyte.gz` is `emnist-letters`, images, train."""
+    """Split a name: `emnist-letters-train-images-idx3-ubyte.gz` is `emnist-letters`, images, train."""
     match = _NAME.fullmatch(name)
     if match is None:
         return "", ("images", None)
@@ -123,21 +122,19 @@ def _parsed(name: str) -> tuple[str, _Key]:
     return "-".join(prefix), (match["role"].lower(), split)
 
 
-def _paired(files: dict[_Key, str], split: Split | None) -> bool:
-    return ("images", split) in files and ("labels", split) in files
-
-
-def _part(tree: Tree, files: dict[_Key, str], split: Split | None, scratch: Path) -> Part:
+def _pair(tree: Tree, files: dict[_Key, str], split: Split | None, scratch: Path) -> LabelledImages:
     name = files["images", split]
-    images = _stored(tree, name, "images", scratch, split)
-    labels = _stored(tree, files["labels", split], "labels", scratch, split)
+    images = _on_disk(tree, name, "images", scratch, split)
+    labels = _on_disk(tree, files["labels", split], "labels", scratch, split)
     first = channels_first_of(images, f"{tree.shown}/{printable(name)}")
     check_column(labels, len(images), LABEL_KINDS, f"{tree.shown}/{printable(files['labels', split])}")
-    return Part(name=printable(name), images=images, channels_first=first, split=split, labels=labels)
+    return LabelledImages(
+        name=printable(name), images=images, channels_first=first, split=split, labels=labels
+    )
 
 
-def _stored(tree: Tree, name: str, role: str, scratch: Path, split: Split | None) -> Stored:
-    """An IDX file as an array on disk: itself, or unpacked."""
+def _on_disk(tree: Tree, name: str, role: str, scratch: Path, split: Split | None) -> DiskArray:
+    """Return an IDX file as an array on disk: itself, or unpacked."""
     shown = f"{tree.shown}/{printable(name)}"
     if not name.lower().endswith(".gz"):
         path = tree.local(name)
@@ -154,8 +151,8 @@ def _stored(tree: Tree, name: str, role: str, scratch: Path, split: Split | None
     return dataclasses.replace(array, offset=0)
 
 
-def _header(stream: BinaryIO, role: str, shown: str, path: Path) -> Stored:
-    """Shape and place of the bytes after the header, which is read from `stream`."""
+def _header(stream: BinaryIO, role: str, shown: str, path: Path) -> DiskArray:
+    """Read the header from `stream`: the shape, and where the bytes begin."""
     try:
         magic = stream.read(4)
         axes = magic[3] if len(magic) == 4 and magic[:3] == bytes((0, 0, _UNSIGNED_BYTES)) else 0
@@ -169,4 +166,4 @@ def _header(stream: BinaryIO, role: str, shown: str, path: Path) -> Stored:
         raise WinnowError(f"{shown} cannot be unpacked: {one_line(error)}") from error
     if len(sizes) < 4 * axes:
         raise WinnowError(f"{shown} ends in its header: it is damaged; bring it again")
-    return Stored(str(path), 4 + len(sizes), "|u1", struct.unpack(f">{axes}I", sizes))
+    return DiskArray(str(path), 4 + len(sizes), "|u1", struct.unpack(f">{axes}I", sizes))

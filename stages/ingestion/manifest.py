@@ -1,6 +1,6 @@
-"""A manifest: a CSV or Parquet table that names the files and says what is known of each.
+"""Read a manifest: a CSV or Parquet table that names the files and says what is known of each.
 
-CSV tables that anybody wrote, row by row; no file is too long, and no row takes the memory.
+Anybody may have written it. It is read row by row: no file is too long, and no row takes the memory.
 """
 
 from __future__ import annotations
@@ -13,10 +13,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from stages.errors import UnusableError, WinnowError
+from stages.errors import UnusableError, WinnowError, shorten
 from stages.ingestion import parquet
-from stages.ingestion.cells import AUTO, USUAL, Rows, candidates, choose, unused
-from stages.ingestion.source import Block, Columns, printable
+from stages.ingestion.cells import (
+    AUTO,
+    LONGEST_SHOWN,
+    USUAL_NAMES,
+    BlockBuilder,
+    candidates,
+    choose,
+    file_name,
+    unused,
+)
+from stages.ingestion.source import BLOCK, Block, Columns, printable
 from stages.ingestion.trees import Tree
 
 _HEAD = 2**20  # bytes in which the header ends
@@ -62,14 +71,14 @@ class CsvTable:
         if _utf_16(head):
             raise WinnowError(f"{self._shown} is UTF-16: save it as UTF-8")
         self.count = max(self._checked_lines() - 1, 0)
-        self.delimiter, self.header = _header(_lenient(head), columns)
+        self.delimiter, self.header = _header(_decoded(head), columns)
         if not any(cell.strip() for cell in self.header):
             raise WinnowError(f"{self._shown} has no header: its first line has to name the columns")
 
     def rows(self) -> Iterator[tuple[int, list[str] | str]]:
-        """Every row below the header that is not empty, with the line it starts in, counted from 1.
+        """Yield every row below the header that is not empty, with the line it starts in, counted from 1.
 
-        What is no row is given as the reason why not.
+        What is no row is yielded as the reason why not.
 
         Raises
         ------
@@ -77,7 +86,7 @@ class CsvTable:
             Where it cannot be told where the next row starts, such as after a quote that nothing closes.
         """
         with (
-            self._in_words(),
+            self._errors_for_users(),
             io.TextIOWrapper(self._tree.open(self._name), encoding="utf-8-sig", newline="") as text,
         ):
             lines = _Lines(text)
@@ -101,10 +110,10 @@ class CsvTable:
                 header = header and not row
 
     def _checked_lines(self) -> int:
-        """How many lines there are at most; all of them are looked at before any image is."""
+        """Count the lines, and check that all of them are UTF-8 before any image is read."""
         decoder = codecs.getincrementaldecoder("utf-8-sig")()
         lines, last = 0, b"\n"
-        with self._in_words(), self._tree.open(self._name) as stream:
+        with self._errors_for_users(), self._tree.open(self._name) as stream:
             while True:
                 piece = stream.read(_PIECE)
                 try:
@@ -117,7 +126,7 @@ class CsvTable:
                 lines, last = lines + _breaks(piece), piece[-1:]
 
     @contextmanager
-    def _in_words(self) -> Iterator[None]:
+    def _errors_for_users(self) -> Iterator[None]:
         try:
             yield
         except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
@@ -125,13 +134,13 @@ class CsvTable:
 
 
 def has_paths(tree: Tree, name: str, columns: Columns) -> bool:
-    """Whether a CSV has a column of paths, in whatever encoding."""
-    _, header = _header(_lenient(_head(tree, name)), columns)
+    """Return whether a CSV has a column of paths, in whatever encoding."""
+    _, header = _header(_decoded(_head(tree, name)), columns)
     return bool(_places("path", header, columns))
 
 
 class _Lines:
-    """The lines of a text, with their number; refuses to take more of them for one row than is held.
+    """The lines of a text, counted; refuses a row of more characters than are held at once.
 
     Attributes
     ----------
@@ -159,7 +168,7 @@ class _Lines:
         return line
 
     def begin(self) -> int:
-        """The number of the line that the next row starts in."""
+        """Return the number of the line that the next row starts in."""
         self._held = 0
         return self.number + 1
 
@@ -175,7 +184,7 @@ def _utf_16(head: bytes) -> bool:
     return marked or 4 * start.count(0) > len(start)
 
 
-def _lenient(head: bytes) -> str:
+def _decoded(head: bytes) -> str:
     if _utf_16(head):
         little = head.startswith(codecs.BOM_UTF16_LE) or head[1:2] == b"\0"
         return head.decode("utf-16-le" if little else "utf-16-be", "replace").removeprefix("\ufeff")
@@ -183,13 +192,13 @@ def _lenient(head: bytes) -> str:
 
 
 def _header(head: str, columns: Columns) -> tuple[str, list[str]]:
-    """The delimiter under which most of path and label are found (else most cells), and the cells."""
+    """Return the delimiter under which most of path and label are found (else most cells), and the cells."""
     best: tuple[tuple[int, int], str, list[str]] = ((-1, -1), ",", [])
     for delimiter in _DELIMITERS:
         cells = _first_row(head, delimiter)
-        found = sum(bool(_places(role, cells, columns)) for role in ("path", "label"))
-        if (found, len(cells)) > best[0]:
-            best = ((found, len(cells)), delimiter, cells)
+        roles = sum(bool(_places(role, cells, columns)) for role in ("path", "label"))
+        if (roles, len(cells)) > best[0]:
+            best = ((roles, len(cells)), delimiter, cells)
     return best[1], best[2]
 
 
@@ -213,25 +222,25 @@ def _breaks(piece: bytes) -> int:
 
 
 def find(tree: Tree, columns: Columns) -> str | None:
-    """The manifest at the top of a tree: the one table there with a column of paths.
+    """Find the manifest at the top of a tree: the one table with a column of paths.
 
     Raises
     ------
     WinnowError
         Where there are several, or a Parquet file is damaged.
     """
-    found = [name for name in tree.files() if _is_manifest(tree, name, columns)]
-    if len(found) > 1:
-        names = ", ".join(printable(name) for name in found)
+    manifests = [name for name in tree.files() if _is_manifest(tree, name, columns)]
+    if len(manifests) > 1:
+        names = ", ".join(map(printable, manifests))
         raise WinnowError(
             f"ingest.source {tree.shown} holds several manifests ({names}): leave one; "
             "a column `split` says what two files, train and test, would have said"
         )
-    return found[0] if found else None
+    return manifests[0] if manifests else None
 
 
 class Manifest:
-    """Reads a table with a row for each image; see `csvtable.CsvTable` for what a CSV may be.
+    """Reads a table with a row for each image; see `CsvTable` for what a CSV may be.
 
     Paths are relative to the table's folder. An empty label cell, and the split `unlabeled`, make an
     unlabeled item, which is in no split. In Parquet, labels and groups may be whole numbers: they
@@ -272,55 +281,60 @@ class Manifest:
         self.notes = unused(self._header, self._columns)
 
     def blocks(self) -> Iterator[Block]:
-        """All items, row by row; see `base.Source.blocks`."""
-        rows = Rows(
-            self._name,
-            "line" if self._csv else "row",
-            self._name.rpartition("/")[0],
-            second="second_label" in self._columns,
-        )
-        for _ in self._csv_rows(self._csv, rows) if self._csv else self._parquet_rows(rows):
-            if rows.full:
+        """Yield all items, row by row; see `source.Source.blocks`."""
+        folder, table = self._name.rpartition("/")[0], printable(self._name)
+        rows: BlockBuilder[str] = BlockBuilder(second="second_label" in self._columns)
+        for number, row in self._csv_rows(self._csv) if self._csv else self._parquet_rows():
+            path = None
+            try:
+                if isinstance(row, UnusableError):
+                    raise row
+                path, *cells = row
+                file = file_name(path, folder)
+                rows.add(printable(file), file, *cells)
+            except UnusableError as error:
+                shown = shorten(printable(path.strip(" ")), LONGEST_SHOWN) if path else ""
+                place = f"{table}, {'line' if self._csv else 'row'} {number}"
+                rows.refuse(shown or f"{table}#{number}", error.reason, f"{place}: {error.detail}")
+            if len(rows) >= BLOCK:
                 yield rows.take(self._tree.payload)
-        if not rows.empty:
+        if len(rows):
             yield rows.take(self._tree.payload)
 
-    def _csv_rows(self, table: CsvTable, rows: Rows) -> Iterator[None]:
-        """Hand row after row to `rows`, which may be emptied after each."""
+    def _csv_rows(self, table: CsvTable) -> Iterator[tuple[int, Sequence[Any] | UnusableError]]:
+        """Yield line and cells of every row, in the order of `USUAL_NAMES`, or why it is none."""
         width = len(self._header)
-        path, label, split, group, weight, second = (self._columns.get(role, width) for role in USUAL)
+        path, label, split, group, weight, second = (self._columns.get(role, width) for role in USUAL_NAMES)
         decimal_comma = table.delimiter == ";"  # as spreadsheets write it where numbers have one
         for line, row in table.rows():
             if isinstance(row, str):
-                rows.refuse(line, None, UnusableError("bad_row", row))
+                yield line, UnusableError("bad_row", row)
             elif len(row) != width:
-                wrong = f"{len(row)} cells, but the header has {width}"
-                rows.refuse(line, None, UnusableError("bad_row", wrong))
+                yield line, UnusableError("bad_row", f"{len(row)} cells, but the header has {width}")
             elif row[path] or any(row):
                 row.append("")  # the cell of a column that is not there
-                weighs = row[weight].replace(",", ".") if decimal_comma else row[weight]
-                rows.add(line, row[path], row[label], row[split], row[group], weighs, row[second])
-            yield
+                weight_cell = row[weight].replace(",", ".") if decimal_comma else row[weight]
+                yield line, (row[path], row[label], row[split], row[group], weight_cell, row[second])
 
-    def _parquet_rows(self, rows: Rows) -> Iterator[None]:
+    def _parquet_rows(self) -> Iterator[tuple[int, Sequence[Any]]]:
+        """Yield number and cells of every row, in the order of `USUAL_NAMES`."""
         names = {role: self._header[at] for role, at in self._columns.items()}
-        number = 0
+        first = 0
         for batch in self._parquet.batches(list(names.values()), _ROWS, _HELD):
-            nothing = [None] * batch.num_rows
-            cells = [
-                self._cells(role, batch.column(names[role])) if role in names else nothing for role in USUAL
-            ]
-            for row in zip(*cells, strict=True):
-                rows.add(number, *row)
-                number += 1
-                yield
+            empty = [None] * batch.num_rows
+            cells = (
+                self._cells(role, batch.column(names[role])) if role in names else empty
+                for role in USUAL_NAMES
+            )
+            yield from enumerate(zip(*cells, strict=True), first)
+            first += batch.num_rows
 
     def _cells(self, role: str, column: Any) -> list[Any]:
         shown = f"{self._shown}: the column {self._header[self._columns[role]]!r}"
-        return parquet.numbers(column, shown) if role == "weight" else parquet.words(column, shown)
+        return parquet.cells_of(role, column, shown)
 
     def _check_types(self) -> None:
-        """Complain of a column's type before any image is read."""
+        """Refuse a column of a wrong type before any image is read."""
         schema = self._parquet.schema
         path = self._columns["path"]
         if path in _no_paths(schema):
@@ -329,7 +343,7 @@ class Manifest:
                 f"{schema.types[path]}: paths are needed (ingest.columns.path)"
             )
         for role, at in self._columns.items():
-            self._cells(role, parquet.nothing(schema.types[at]))
+            self._cells(role, parquet.empty_column(schema.types[at]))
 
 
 def _is_manifest(tree: Tree, name: str, columns: Columns) -> bool:
@@ -346,5 +360,5 @@ def _is_manifest(tree: Tree, name: str, columns: Columns) -> bool:
 
 
 def _no_paths(schema: Any) -> frozenset[int]:
-    """Positions of the columns whose type holds no paths."""
+    """Return the positions of the columns whose type holds no paths."""
     return frozenset(at for at, kind in enumerate(schema.types) if not parquet.is_text(kind))

@@ -1,9 +1,8 @@
-"""Parquet files read in small batches: what is in memory does not grow with the file.
+"""Read Parquet files in small batches: what is in memory does not grow with the file.
 
 Nothing that a file says of itself is trusted: a damaged one is an error in words, and a value's
-size is bounded before it is unpacked, as far as the file's own statistics allow.
-
-Encoded images that a table brings in its own cells; light, for worker processes to import.
+size is bounded before it is unpacked, as far as the file's own statistics allow. Worker processes
+import this module for `BytesPayload`, so pyarrow is imported where it is used.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from stages.errors import UnusableError, WinnowError
 from stages.ingestion.cells import word
-from stages.ingestion.source import Nothing, Payload, printable
+from stages.ingestion.source import EmptyPayload, Payload, printable
 from stages.ingestion.trees import Tree
 
 _BUFFER = 2**18  # bytes that are read ahead of each column
@@ -28,7 +27,7 @@ _HIGH_RATIO = 16  # unpacked to packed; encoded images come nowhere near
 
 @dataclass(frozen=True)
 class BytesPayload:
-    """Encoded images, held.
+    """Encoded images that a table brings in its own cells, in memory.
 
     Attributes
     ----------
@@ -37,19 +36,19 @@ class BytesPayload:
     """
 
     items: list[bytes | UnusableError | None]
-    files: Payload = field(default_factory=Nothing)
+    files: Payload = field(default_factory=EmptyPayload)
 
     def __len__(self) -> int:
         return len(self.items)
 
     def read(self) -> Iterator[bytes | NDArray[np.uint8] | UnusableError]:
-        """Every item in order; see `base.Payload`."""
+        """Read every item in order; see `source.Payload`."""
         files = self.files.read()
         for item in self.items:
             yield next(files) if item is None else item
 
     def part(self, start: int, stop: int) -> BytesPayload:
-        """See `base.Payload`."""
+        """See `source.Payload`."""
         before, inside = self.items[:start].count(None), self.items[start:stop].count(None)
         return BytesPayload(self.items[start:stop], self.files.part(before, before + inside))
 
@@ -79,7 +78,7 @@ class ParquetTable:
 
         self._shown = f"ingest.source {tree.shown}: {printable(name)}"
         path = tree.local(name)
-        with self._in_words():
+        with self._errors_for_users():
             self._bytes = path.stat().st_size
             self._file = pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
             self.schema: Any = self._file.schema_arrow
@@ -87,7 +86,7 @@ class ParquetTable:
             self.count = max(int(self._file.metadata.num_rows), 0)
 
     def batches(self, columns: Sequence[str], most: int, held: int) -> Iterator[Any]:
-        """The rows of some columns as Arrow record batches, in order.
+        """Read the rows of some columns as Arrow record batches, in order.
 
         Parameters
         ----------
@@ -100,18 +99,18 @@ class ParquetTable:
         WinnowError
             Where the file turns out to be damaged.
         """
-        with self._in_words():
+        with self._errors_for_users():
             rows = self._batch_rows(columns, most, held)
             stream = self._file.iter_batches(batch_size=rows, columns=list(columns), use_threads=False)
         while True:
-            with self._in_words():
+            with self._errors_for_users():
                 batch = next(stream, None)
             if batch is None:
                 return
             yield batch
 
     def _batch_rows(self, columns: Sequence[str], most: int, held: int) -> int:
-        """Rows of a batch: fewer where rows are large, and where a batch could be far larger than the file.
+        """Return the rows of a batch: few where rows are large, or might unpack to far more than the file.
 
         The statistics of single columns would tell more, but Arrow ends the process over damaged ones.
         """
@@ -130,8 +129,8 @@ class ParquetTable:
         return max(rows, 1)
 
     @contextmanager
-    def _in_words(self) -> Iterator[None]:
-        """Whatever Arrow raises over a file is one line for its user."""
+    def _errors_for_users(self) -> Iterator[None]:
+        """Turn whatever Arrow raises over a file into one line for its user."""
         import pyarrow as pa
 
         try:
@@ -142,15 +141,15 @@ class ParquetTable:
             ) from error
 
 
-def nothing(kind: Any) -> Any:
-    """An empty column of an Arrow type, to see whether it can be used."""
+def empty_column(kind: Any) -> Any:
+    """Make an empty column of an Arrow type, to try whether such a column can be used."""
     import pyarrow as pa
 
     return pa.array([], kind)
 
 
 def is_text(kind: Any) -> bool:
-    """Whether values of an Arrow type are texts."""
+    """Return whether values of an Arrow type are texts."""
     from pyarrow import types
 
     if types.is_dictionary(kind):
@@ -159,21 +158,21 @@ def is_text(kind: Any) -> bool:
 
 
 def is_number(kind: Any) -> bool:
-    """Whether values of an Arrow type are numbers; pandas makes floats of integers with gaps."""
+    """Return whether values of an Arrow type are numbers; pandas makes floats of integers with gaps."""
     from pyarrow import types
 
     return bool(types.is_integer(kind) or types.is_floating(kind))
 
 
 def is_binary(kind: Any) -> bool:
-    """Whether values of an Arrow type are bytes."""
+    """Return whether values of an Arrow type are bytes."""
     from pyarrow import types
 
     return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
 def image_columns(schema: Any) -> list[int]:
-    """Positions of the columns of images as Hugging Face's `datasets` writes them.
+    """Find the columns of images as Hugging Face's `datasets` writes them.
 
     Such a column is a struct of `bytes` (an encoded image) and `path`; either may be null throughout.
     https://huggingface.co/docs/datasets/image_dataset
@@ -193,8 +192,13 @@ def image_columns(schema: Any) -> list[int]:
     return found
 
 
+def cells_of(role: str, column: Any, shown: str) -> list[Any]:
+    """Convert the column of a role to cells: weights to numbers, all others to texts."""
+    return numbers(column, shown) if role == "weight" else words(column, shown)
+
+
 def words(column: Any, shown: str) -> list[str | None]:
-    """An Arrow column as texts; bytes that are no UTF-8 become lone surrogates (`surrogateescape`).
+    """Convert an Arrow column to texts; bytes that are no UTF-8 become lone surrogates (`surrogateescape`).
 
     Parameters
     ----------
@@ -222,7 +226,7 @@ def words(column: Any, shown: str) -> list[str | None]:
 
 
 def sizes(column: Any) -> list[int | None]:
-    """Bytes in each value of an Arrow column of bytes, None for a null."""
+    """Count the bytes in each value of an Arrow column of bytes, None for a null."""
     import pyarrow as pa
     import pyarrow.compute as pc
     from pyarrow import types
@@ -231,12 +235,12 @@ def sizes(column: Any) -> list[int | None]:
         return [None] * len(column)
     if types.is_binary_view(column.type):
         column = column.cast(pa.large_binary())
-    found: list[int | None] = pc.binary_length(column).to_pylist()
-    return found
+    lengths: list[int | None] = pc.binary_length(column).to_pylist()
+    return lengths
 
 
 def numbers(column: Any, shown: str) -> list[str | float | None]:
-    """An Arrow column as weights, still to be checked; texts stay texts.
+    """Convert an Arrow column to weights, still to be checked; texts stay texts.
 
     Raises
     ------
@@ -268,7 +272,7 @@ def _text(scalar: Any) -> str | None:
 
 
 def _is_boundless(kind: Any) -> bool:
-    """Whether a column of a type may hold more than 2 GiB at once."""
+    """Return whether a column of a type may hold more than 2 GiB at once."""
     from pyarrow import types
 
     if types.is_struct(kind):

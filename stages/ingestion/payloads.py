@@ -1,4 +1,4 @@
-"""Reading files and members of archives in a worker process; nothing heavy is imported here."""
+"""Read files and members of archives in a worker process; nothing heavy is imported here."""
 
 # Paths are plain strings here: what is done for every file must cost little.
 # ruff: noqa: PTH114, PTH115, PTH118, PTH120, PTH123
@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import itertools
 import os
 import stat
@@ -14,7 +13,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,7 @@ from stages.errors import MAX_BYTES, UnusableError
 from stages.ingestion.source import name_problem
 
 RAW, STORED, DEFLATED = -1, 0, 8  # how a member is packed: RAW has no header of its own before it
-LOCAL_HEADER = struct.Struct("<4s22x2H")  # of a zip member: signature, lengths of name and extra field
+_LOCAL_HEADER = struct.Struct("<4s22x2H")  # of a zip member: signature, lengths of name and extra field
 _CHUNK = 1 << 20  # bytes
 _LONGEST_PATH = 4096  # characters; Linux takes no longer ones
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)  # not on Windows
@@ -32,7 +31,7 @@ _FLAGS = os.O_RDONLY | _NOFOLLOW | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O
 
 
 def path_problem(name: str) -> UnusableError | None:
-    """What forbids a relative path before anything is looked at, None where nothing does."""
+    """Say what forbids a relative path before anything is looked at, None where nothing does."""
     if problem := name_problem(name):
         return UnusableError("bad_name", problem)
     if not name:
@@ -61,7 +60,7 @@ class Opener:
         self._plain: dict[str, bool] = {}  # folders that have been looked at: is no link on the way?
 
     def open(self, name: str) -> tuple[int, os.stat_result]:
-        """A descriptor of a regular file and what is known of it.
+        """Open a regular file; returns its descriptor and status.
 
         Raises
         ------
@@ -78,7 +77,7 @@ class Opener:
         raise UnusableError("unreadable", "not a regular file")
 
     def problem(self, name: str) -> UnusableError | None:
-        """Why `open` would not."""
+        """Say why `open` would fail, None where it would not."""
         try:
             os.close(self.open(name)[0])
         except UnusableError as error:
@@ -86,7 +85,7 @@ class Opener:
         return None
 
     def target(self, path: str) -> str | None:
-        """Where a link ends, without links in its path; None outside the root and the stores."""
+        """Return where a link ends, without links in its path; None outside the root and the stores."""
         target = os.path.join(os.path.dirname(path), os.readlink(path))
         for base in self._bases:
             # A checkout may be all links into one store: this saves looking at every part of the path.
@@ -99,7 +98,7 @@ class Opener:
         return target if any(_inside(target, base) for base in self._bases) else None
 
     def _descriptor(self, name: str) -> tuple[int, bool]:
-        """A descriptor of whatever has this name, and whether a link led to it."""
+        """Open whatever has this name; returns its descriptor, and whether a link led to it."""
         if problem := path_problem(name):
             raise problem
         path = f"{self._root}/{name}"
@@ -136,7 +135,7 @@ class Opener:
         raise UnusableError("outside_source", "a path through a link that leaves the source's folder")
 
     def no_links(self, base: str, name: str) -> bool:
-        """Whether the folders that `name` names below `base` are folders, not links to some."""
+        """Return whether the folders that `name` names below `base` are folders, not links to some."""
         folder = name.rpartition("/")[0]
         if not folder:
             return True
@@ -159,7 +158,7 @@ class FilePayload:
         return len(self.names)
 
     def read(self) -> Iterator[bytes | NDArray[np.uint8] | UnusableError]:
-        """The bytes of every file; see `base.Payload`."""
+        """Read every file; see `source.Payload`."""
         opener = Opener(self.root, self.stores)
         for name in self.names:
             try:
@@ -169,7 +168,7 @@ class FilePayload:
             yield encoded
 
     def part(self, start: int, stop: int) -> FilePayload:
-        """See `base.Payload`."""
+        """See `source.Payload`."""
         return FilePayload(self.root, self.names[start:stop], self.stores)
 
 
@@ -190,49 +189,35 @@ class RangePayload:
     Attributes
     ----------
     path : the archive, a plain tar or a zip
-    offset, size, packed, crc, method : of each member, see `Member`; anything where there is a problem
+    members : the fields of each `Member`, N×5; anything where there is a problem
     """
 
     path: str
-    offset: NDArray[np.int64]
-    size: NDArray[np.int64]
-    packed: NDArray[np.int64]
-    crc: NDArray[np.integer]
-    method: NDArray[np.integer]
+    members: NDArray[np.int64]
     problems: dict[int, UnusableError] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.offset)
+        return len(self.members)
 
     def read(self) -> Iterator[bytes | NDArray[np.uint8] | UnusableError]:
-        """The bytes of every member; see `base.Payload`."""
-        columns = (self.offset, self.size, self.packed, self.crc, self.method)
-        members = map(Member, *(column.tolist() for column in columns))
+        """Read every member; see `source.Payload`."""
         try:
             archive = open(self.path, "rb", buffering=0)  # noqa: SIM115
         except OSError as error:
             yield from [self.problems.get(index, _unreadable(error)) for index in range(len(self))]
             return
         with archive:
-            for index, member in enumerate(members):
-                yield self.problems.get(index) or _read_member(archive, member)
+            for index, fields in enumerate(self.members.tolist()):
+                yield self.problems.get(index) or _read_member(archive, Member(*fields))
 
     def part(self, start: int, stop: int) -> RangePayload:
-        """See `base.Payload`."""
-        here = slice(start, stop)
-        return RangePayload(
-            self.path,
-            self.offset[here],
-            self.size[here],
-            self.packed[here],
-            self.crc[here],
-            self.method[here],
-            {place - start: why for place, why in self.problems.items() if start <= place < stop},
-        )
+        """See `source.Payload`."""
+        problems = {place - start: why for place, why in self.problems.items() if start <= place < stop}
+        return RangePayload(self.path, self.members[start:stop], problems)
 
 
-def unpack(archive: io.RawIOBase, member: Member) -> Iterator[bytes]:
-    """The content of a member in pieces, never more than its `size`.
+def unpack(archive: BinaryIO, member: Member) -> Iterator[bytes]:
+    """Yield the content of a member in pieces, never more than its `size`.
 
     Raises
     ------
@@ -241,7 +226,14 @@ def unpack(archive: io.RawIOBase, member: Member) -> Iterator[bytes]:
         `unreadable`, where the file system does not give it.
     """
     done = crc = 0
-    pieces = _pieces(archive, _data(archive, member), member.packed)
+    start = member.offset
+    if member.method != RAW:
+        header = b"".join(_pieces(archive, start, _LOCAL_HEADER.size))
+        if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\3\4"):
+            raise UnusableError("damaged", "nothing where the archive's directory says")
+        _, name, extra = _LOCAL_HEADER.unpack(header)
+        start += _LOCAL_HEADER.size + int(name) + int(extra)
+    pieces = _pieces(archive, start, member.packed)
     for piece in pieces if member.method != DEFLATED else _inflate(pieces, member.size):
         done += len(piece)
         crc = zlib.crc32(piece, crc) if member.method != RAW else 0
@@ -254,18 +246,7 @@ def unpack(archive: io.RawIOBase, member: Member) -> Iterator[bytes]:
         raise UnusableError("damaged", "the checksum (CRC-32) is another")
 
 
-def _data(archive: io.RawIOBase, member: Member) -> int:
-    """Where the content of a member begins."""
-    if member.method == RAW:
-        return member.offset
-    header = b"".join(_pieces(archive, member.offset, LOCAL_HEADER.size))
-    if len(header) < LOCAL_HEADER.size or not header.startswith(b"PK\3\4"):
-        raise UnusableError("damaged", "nothing where the archive's directory says")
-    _, name, extra = LOCAL_HEADER.unpack(header)
-    return member.offset + LOCAL_HEADER.size + int(name) + int(extra)
-
-
-def _pieces(archive: io.RawIOBase, start: int, size: int) -> Iterator[bytes]:
+def _pieces(archive: BinaryIO, start: int, size: int) -> Iterator[bytes]:
     try:
         archive.seek(start)
         while size > 0 and (piece := archive.read(min(size, _CHUNK))):
@@ -276,7 +257,7 @@ def _pieces(archive: io.RawIOBase, start: int, size: int) -> Iterator[bytes]:
 
 
 def _inflate(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
-    """At most one byte more than `size`, so that too much can be told from enough."""
+    """Yield at most one byte more than `size`, so that too much can be told from enough."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         for piece in itertools.chain(pieces, [b""]):
@@ -295,26 +276,21 @@ def _inflate(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
         raise UnusableError("damaged", "cut off")
 
 
-def _read_member(archive: io.RawIOBase, member: Member) -> bytes | UnusableError:
+def _read_member(archive: BinaryIO, member: Member) -> bytes | UnusableError:
     largest = max(member.size, member.packed)
     if largest > MAX_BYTES:
         return UnusableError("too_large", f"{largest} bytes; at most {MAX_BYTES}")
     try:
-        if member.method == RAW and (whole := _read_at(archive, member)) is not None:
-            return whole
+        if member.method == RAW:  # in one go
+            archive.seek(member.offset)
+            encoded = archive.read(member.size)
+            if encoded is not None and len(encoded) == member.size:
+                return encoded
         return b"".join(unpack(archive, member))
     except UnusableError as error:
         return error
-
-
-def _read_at(archive: io.RawIOBase, member: Member) -> bytes | None:
-    """A member that stands in the archive as it is, in one go; None where that does not give all of it."""
-    try:
-        archive.seek(member.offset)
-        encoded = archive.read(member.size)
     except OSError as error:
-        raise _unreadable(error) from error
-    return encoded if encoded is not None and len(encoded) == member.size else None
+        return _unreadable(error)
 
 
 def _read_file(opener: Opener, name: str) -> bytes:

@@ -1,9 +1,8 @@
-"""What every source gives, whatever it is made of: blocks of items, and a way to their pixels.
+"""Define what every source yields, whatever it is made of: blocks of items, and a way to their pixels.
 
 A source lists its items in blocks, and no more than one block at a time need be in memory. What
-says where the pixels are (`Payload`) is small and goes to a worker process, which reads there.
-
-Names that come from outside: of files, splits and classes.
+says where the pixels are (`Payload`) is small and goes to a worker process, which reads there. Names
+of files, splits and classes that come from outside are judged here too.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ SPLIT_NAMES: dict[str, Split] = {
 }
 
 UNLABELED = ("unlabeled", "unlabelled")
-_CLUTTER = {"Thumbs.db", "desktop.ini", "__MACOSX"}  # what file managers leave behind
+CLUTTER = {"Thumbs.db", "desktop.ini", "__MACOSX"}  # what file managers leave behind
 _LONGEST_LABEL = 200  # characters
 
 
@@ -56,17 +55,17 @@ class Payload(Protocol):
     """Where a block's pixels are. It is pickled to a worker process: paths and positions, no handles."""
 
     def __len__(self) -> int:
-        """How many items there are."""
+        """Count the items."""
 
     def read(self) -> Iterator[bytes | NDArray[np.uint8] | UnusableError]:
-        """Every item in order: an encoded file's bytes, or pixels as uint8 H×W×C with 1 or 3 channels.
+        """Read every item in order: an encoded file's bytes, or pixels as uint8 H×W×C with 1 or 3 channels.
 
-        An item that cannot be read is given as the reason why, and the next ones follow. It may be
-        called again, and gives the same again.
+        An item that cannot be read is yielded as the reason why, and the next ones follow. Every call
+        yields the same.
         """
 
     def part(self, start: int, stop: int) -> Payload:
-        """The items from `start` up to `stop`."""
+        """Return the items from `start` up to `stop`."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Block:
     Attributes
     ----------
     names : path relative to the source with `/`, or `<file>#<row>` in a table or an array;
-        printable (`names.printable`)
+        printable (`printable`)
     labels : class name, None where there is none
     splits : `train`, `val` or `test` as the source says it, None where it does not
     groups : what must not be separated (a patient, a video), None where nothing is said
@@ -97,7 +96,7 @@ class Block:
     second_labels: list[str | None] | None = None
 
     def part(self, start: int, stop: int) -> Block:
-        """The items from `start` up to `stop`; what is refused goes with the first of them."""
+        """Return the items from `start` up to `stop`; what is refused goes with the first of them."""
         here = slice(start, stop)
         return Block(
             self.names[here],
@@ -112,24 +111,24 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Nothing:
+class EmptyPayload:
     """The payload of a block that brings refusals only."""
 
     def __len__(self) -> int:
         return 0
 
     def read(self) -> Iterator[bytes | NDArray[np.uint8] | UnusableError]:
-        """Nothing."""
+        """Yield nothing."""
         return iter(())
 
-    def part(self, start: int, stop: int) -> Nothing:
-        """Nothing."""
+    def part(self, start: int, stop: int) -> EmptyPayload:
+        """Return the same."""
         return self
 
 
 def only_refused(refused: list[Quarantined]) -> Block:
-    """A block without items."""
-    return Block([], [], [], [], [], Nothing(), refused)
+    """Make a block without items."""
+    return Block([], [], [], [], [], EmptyPayload(), refused)
 
 
 class Source(Protocol):
@@ -137,25 +136,25 @@ class Source(Protocol):
 
     @property
     def kind(self) -> str:
-        """A few words on what was found, such as `class folders with train, test`."""
+        """Describe in a few words what was found, such as `class folders with train, test`."""
 
     @property
     def classes(self) -> Sequence[str]:
-        """Class names in index order, as far as they are known before anything is read.
+        """Return class names in index order, as far as they are known before anything is read.
 
         Labels that turn up later follow them, sorted.
         """
 
     @property
     def count(self) -> int:
-        """How many items `blocks` will give, refused ones included or not: for the progress bar."""
+        """Count the items that `blocks` will yield, refused ones included or not: for the progress bar."""
 
     @property
     def notes(self) -> Sequence[str]:
-        """What the user should know of how the source is read, a line each."""
+        """Tell the user what should be known of how the source is read, a line each."""
 
     def blocks(self) -> Iterator[Block]:
-        """All items, in an order that the file system does not decide; can be called once.
+        """Yield all items, in an order that the file system does not decide; can be called once.
 
         Raises
         ------
@@ -181,18 +180,18 @@ class Columns:
 
 
 def split_of(name: str) -> Split | None:
-    """The split that a folder's or a cell's name means, None for none; `unlabeled` is one, too."""
+    """Return the split that a folder's or a cell's name means, None for none; `unlabeled` is one, too."""
     lower = name.strip().lower()
     return "unlabeled" if lower in UNLABELED else SPLIT_NAMES.get(lower)
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder of this name is passed over."""
-    return name.startswith(".") or name in _CLUTTER
+    """Return whether a file or folder of this name is passed over."""
+    return name.startswith(".") or name in CLUTTER
 
 
 def printable(name: str) -> str:
-    """A name in a form that a table, a page and a terminal can hold.
+    """Bring a name to a form that a table, a page and a terminal can hold.
 
     Bytes that are not UTF-8 become the replacement character, control characters `\\x0a` and so on.
     """
@@ -206,7 +205,7 @@ def printable(name: str) -> str:
 
 
 def name_problem(name: str) -> str | None:
-    """What is wrong with a file's name, None where nothing is: control characters break tables."""
+    """Say what is wrong with a file's name, None where nothing is: control characters break tables."""
     if name.isprintable():  # nearly always; looking at every character costs more
         return None
     for character in name:
@@ -216,7 +215,7 @@ def name_problem(name: str) -> str | None:
 
 
 def class_name(label: str) -> str:
-    """A label as it is compared: without blanks around it, accents composed (NFC).
+    """Bring a label to the form that is compared: without blanks around it, accents composed (NFC).
 
     The same letter may be one code point or two: macOS and Linux write file names differently.
     """
@@ -224,7 +223,7 @@ def class_name(label: str) -> str:
 
 
 def label_problem(label: str) -> str | None:
-    """What is wrong with a `class_name`, None where nothing is."""
+    """Say what is wrong with a `class_name`, None where nothing is."""
     if not label:
         return "a blank class name"
     if len(label) > _LONGEST_LABEL:

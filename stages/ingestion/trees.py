@@ -1,4 +1,4 @@
-"""The files of a source, in a folder or an archive; nothing outside it can be reached.
+"""Name and open the files of a source, in a folder or an archive; nothing outside it can be reached.
 
 Readers never touch the file system themselves: they ask a tree for names, streams and payloads,
 and so work on an archive as they do on a folder.
@@ -22,48 +22,48 @@ Stores = Callable[[], Sequence[Path]]
 class Tree(Protocol):
     """Files by name: the path relative to the top of the tree, with `/`.
 
-    Names are as the file system or the archive has them; `names.printable` makes them presentable.
-    Hidden files and what file managers leave behind are not there (`names.hidden`, for each part).
+    Names are as the file system or the archive has them; `source.printable` makes them presentable.
+    Hidden files and what file managers leave behind are not there (`source.hidden`, for each part).
     """
 
     @property
     def shown(self) -> str:
-        """What to call it in messages: `ingest.source` as the user wrote it."""
+        """Return what messages call it: `ingest.source` as the user wrote it."""
 
     @property
     def refused(self) -> Sequence[Quarantined]:
-        """What can be no file of the tree, met so far: members whose names climb, folders without access.
+        """List what can be no file of the tree, met so far: names that climb, folders without access.
 
         What becomes of a name that was given out is for its payload to say.
         """
 
     def under(self, folder: str) -> Tree:
-        """The tree whose top is `folder`; names and what may be reached are relative to it."""
+        """Return the tree whose top is `folder`; names and what may be reached are relative to it."""
 
     def folders(self, inside: str = "") -> list[str]:
-        """Names (from the top of the tree) of the folders right in `inside`, sorted; no links."""
+        """Return the names of the folders right in `inside`, from the top of the tree, sorted; no links."""
 
     def files(self, inside: str = "") -> list[str]:
-        """Names (from the top of the tree) of the files right in `inside`, sorted; links are files here."""
+        """Return the names of the files right in `inside`, from the top, sorted; links are files here."""
 
     def walk(self, inside: str = "") -> Iterator[str]:
-        """Names (from the top of the tree) of all files below `inside`, sorted within each folder."""
+        """Yield the names of all files below `inside`, from the top of the tree, sorted in each folder."""
 
     def count(self, inside: str = "") -> int:
-        """How many `walk` will give; cheap."""
+        """Count the names that `walk` will yield; cheap."""
 
     def problem(self, name: str) -> UnusableError | None:
-        """Why `payload` will not read this file, found out without reading it; None where it will."""
+        """Say why `payload` will not read this file, without reading it; None where it will."""
 
     def payload(self, names: Sequence[str]) -> Payload:
-        """A way for a worker to read these files.
+        """Return a way for a worker to read these files.
 
         Names may come from a table that anybody wrote: one that is not there, climbs out, or is no
-        regular file is read as the reason why not. `names.name_problem` is a reason too.
+        regular file is read as the reason why not. `source.name_problem` is a reason too.
         """
 
     def open(self, name: str) -> BinaryIO:
-        """One file as a stream from its beginning.
+        """Open one file as a stream from its beginning.
 
         Raises
         ------
@@ -72,7 +72,7 @@ class Tree(Protocol):
         """
 
     def local(self, name: str) -> Path:
-        """A plain file on disk with the content of one file: itself, or unpacked to the scratch folder.
+        """Return a file on disk with the content of one file: itself, or unpacked to the scratch folder.
 
         Raises
         ------
@@ -82,7 +82,7 @@ class Tree(Protocol):
 
 
 def no_stores() -> Sequence[Path]:
-    """No folder outside the source that its links may point into."""
+    """Return no folder: links of the source may not point out of it."""
     return ()
 
 
@@ -105,7 +105,7 @@ class FolderTree:
     """
 
     def __init__(self, root: Path, stores: Stores = no_stores) -> None:
-        self._shown = str(root)
+        self.shown = str(root)
         self._stores = stores
         self._searched: set[str] = set()  # folders whose links have been looked at
         self._refused: dict[str, Quarantined] = {}
@@ -113,14 +113,9 @@ class FolderTree:
             self._root = str(root.resolve(strict=True))
             os.scandir(self._root).close()
         except (OSError, RuntimeError, ValueError) as error:
-            raise WinnowError(f"ingest.source {root} cannot be listed: {_why(error)}") from error
+            raise WinnowError(f"ingest.source {root} cannot be listed: {_cause(error)}") from error
         self._allowed: tuple[str, ...] | None = () if stores is no_stores else None
         self._opener = Opener(self._root)
-
-    @property
-    def shown(self) -> str:
-        """See `Tree`."""
-        return self._shown
 
     @property
     def refused(self) -> Sequence[Quarantined]:
@@ -131,33 +126,33 @@ class FolderTree:
         """See `Tree`; what lies beside the folder cannot be reached from it."""
         self._enter(folder)
         tree = FolderTree(Path(self._path(folder)), self._stores)
-        tree._shown = f"{self._shown}/{folder}"
+        tree.shown = f"{self.shown}/{folder}"
         return tree
 
     def folders(self, inside: str = "") -> list[str]:
         """See `Tree`."""
         self._enter(inside)
         listed, folders = self._list(inside)
-        return [_below(inside, name) for name in listed if name in folders]
+        return [_joined(inside, name) for name in listed if name in folders]
 
     def files(self, inside: str = "") -> list[str]:
         """See `Tree`."""
         self._enter(inside)
         listed, folders = self._list(inside)
-        return [_below(inside, name) for name in listed if name not in folders]
+        return [_joined(inside, name) for name in listed if name not in folders]
 
     def walk(self, inside: str = "") -> Iterator[str]:
         """See `Tree`. The names in one folder, and in those above it, are in memory at a time."""
         self._enter(inside)
-        lists = [(inside, *self._iterate(inside))]
+        lists = [(inside, *self._list(inside))]
         while lists:
             folder, listed, folders = lists[-1]
             for name in listed:
                 if name in folders:
-                    inner = _below(folder, name)
-                    lists.append((inner, *self._iterate(inner)))
+                    inner = _joined(folder, name)
+                    lists.append((inner, *self._list(inner)))
                     break
-                yield _below(folder, name)
+                yield _joined(folder, name)
             else:
                 lists.pop()
 
@@ -204,21 +199,17 @@ class FolderTree:
         return f"{self._root}/{name}" if name else self._root
 
     def _unusable(self, name: str, detail: str) -> WinnowError:
-        return WinnowError(f"{printable(name)} in ingest.source {self._shown} cannot be read: {detail}")
+        return WinnowError(f"{printable(name)} in ingest.source {self.shown} cannot be read: {detail}")
 
     def _enter(self, folder: str) -> None:
-        """No folder is listed whose name climbs or leads through a link."""
+        """Refuse to list a folder whose name climbs or leads through a link."""
         if folder and (problem := path_problem(folder)) and (problem.reason != "bad_name" or "\0" in folder):
             raise self._unusable(folder, problem.detail)
         if folder and not self._opener.no_links(self._root, f"{folder}/"):
             raise self._unusable(folder, "links to folders are not followed")
 
-    def _iterate(self, folder: str) -> tuple[Iterator[str], set[str]]:
-        listed, folders = self._list(folder)
-        return iter(listed), folders
-
-    def _list(self, folder: str) -> tuple[list[str], set[str]]:
-        """What is visible right in a folder, sorted, and which of it are folders."""
+    def _list(self, folder: str) -> tuple[Iterator[str], set[str]]:
+        """Return what is visible right in a folder, sorted, and which of it are folders."""
         listed, folders, links = [], set(), []
         try:
             with os.scandir(self._path(folder)) as entries:
@@ -232,10 +223,10 @@ class FolderTree:
                         links.append(entry.path)
         except (OSError, ValueError) as error:
             shown = printable(folder)
-            detail = f"a folder that cannot be listed: {_why(error)}"
+            detail = f"a folder that cannot be listed: {_cause(error)}"
             self._refused[shown] = Quarantined(shown, "unreadable", detail)
         self._ask_stores(folder, links)
-        return sorted(listed), folders
+        return iter(sorted(listed)), folders
 
     def _look_for_links(self, names: Sequence[str]) -> None:
         """Ask for the stores if any file beside these is a link that leaves the folder.
@@ -266,9 +257,9 @@ class FolderTree:
             return False
 
 
-def _below(folder: str, name: str) -> str:
+def _joined(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def _why(error: Exception) -> str:
+def _cause(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from stages.dataset.issue_kinds import PixelKind, ShapeKind
 from stages.learning.names import (
@@ -71,11 +71,20 @@ class Columns(Section):
     second_label: Name | None
 
 
+def _source_format(name: str) -> str:
+    from stages.ingestion.opening import FORMAT_NAMES
+
+    if name not in FORMAT_NAMES:
+        *names, last = map(repr, FORMAT_NAMES)
+        raise ValueError(f"should be {', '.join(names)} or {last}")
+    return name
+
+
 class Ingest(Section):
     """Where the images come from, the shape they are brought to, and how they are split."""
 
     source: Name
-    format: Literal["auto", "folders", "manifest", "huggingface", "arrays", "idx"]
+    format: Annotated[str, AfterValidator(_source_format)]
     columns: Columns
     image_size: Annotated[int, Field(ge=8, le=1024, multiple_of=8)]
     resize: Literal["crop", "pad", "stretch"]

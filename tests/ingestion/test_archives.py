@@ -115,6 +115,7 @@ def test_one_file_as_a_stream_and_on_disk(tmp_path: Path, ending: str) -> None:
         assert local.read_bytes() == data
         assert local.parent == tmp_path / "scratch"
         assert Path(name).name not in local.name
+        assert tree.local(name) == local  # unpacked once
 
 
 @pytest.mark.parametrize("ending", BOTH)
@@ -406,12 +407,6 @@ def test_an_archive_without_files(tmp_path: Path) -> None:
         tree = opened(tmp_path, PACKED[ending]({}), ending)
         assert (tree.folders(), list(tree.walk()), tree.count()) == ([], [], 0)
         assert read(tree, "a") == ["unreadable"]
-
-
-def test_names_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stages.ingestion.archive_index.hash", lambda key: len(key) // 100, raising=False)
-    tree = opened(tmp_path, tar_of(FILES), ".tar")
-    assert read(tree, "nothing", *FILES, "zzz") == ["unreadable", *FILES.values(), "unreadable"]
 
 
 def test_workers_import_nothing_heavy() -> None:

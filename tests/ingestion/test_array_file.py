@@ -21,8 +21,8 @@ from stages.images.decode import decode
 from stages.ingestion import array_file
 from stages.ingestion.array_file import (
     ArrayPayload,
-    Part,
-    Stored,
+    DiskArray,
+    LabelledImages,
     blocks_of,
     channels_first_of,
     check_size,
@@ -43,17 +43,19 @@ class Disk:
         self._folder = folder
         self._count = 0
 
-    def __call__(self, values: Any) -> Stored:
+    def __call__(self, values: Any) -> DiskArray:
         array = np.asarray(values)
         self._count += 1
         path = self._folder / str(self._count)
         path.write_bytes(array.tobytes())
-        return Stored(str(path), 0, array.dtype.str, array.shape)
+        return DiskArray(str(path), 0, array.dtype.str, array.shape)
 
     def block(self, count: int, classes: list[str] | None = None, **columns: Any) -> Block:
         images = self(np.arange(count, dtype=np.uint8).reshape(count, 1, 1))
         columns = {"labels": np.zeros(count, int), **columns}
-        part = Part("set", images, False, None, **{name: self(array) for name, array in columns.items()})
+        part = LabelledImages(
+            "set", images, False, None, **{name: self(array) for name, array in columns.items()}
+        )
         (block,) = blocks_of([part], classes)
         assert [image[0, 0, 0] for image in block.payload.read()] == [int(at[4:]) for at in block.names]
         return block
@@ -147,10 +149,10 @@ def test_a_column_that_became_shorter(disk: Disk) -> None:
         integer_classes([column])
 
 
-def on_disk(folder: Path, array: np.ndarray, offset: int = 16) -> Stored:
+def on_disk(folder: Path, array: np.ndarray, offset: int = 16) -> DiskArray:
     path = folder / "array"
     path.write_bytes(bytes(offset) + array.tobytes())
-    return Stored(str(path), offset, array.dtype.str, array.shape)
+    return DiskArray(str(path), offset, array.dtype.str, array.shape)
 
 
 def random(*shape: int, dtype: Any = np.uint8) -> np.ndarray:
@@ -231,7 +233,7 @@ def test_transparency_is_laid_over_white_as_in_decoding() -> None:
     ],
 )
 def test_which_axis_holds_the_channels(shape: tuple[int, ...], first: bool) -> None:
-    array = Stored("", 0, "|u1", shape)
+    array = DiskArray("", 0, "|u1", shape)
     assert channels_first_of(array, "here") is first
     assert bool(pixel_notes(array, "here")) is (first or shape[-1] == 4)
 
@@ -241,13 +243,13 @@ def test_which_axis_holds_the_channels(shape: tuple[int, ...], first: bool) -> N
 )
 def test_shapes_that_are_no_images(shape: tuple[int, ...]) -> None:
     with pytest.raises(WinnowError, match="shape"):
-        channels_first_of(Stored("", 0, "|u1", shape), "here")
+        channels_first_of(DiskArray("", 0, "|u1", shape), "here")
 
 
 @pytest.mark.parametrize("dtype", ["|i1", "<i4", "<u4", "<f4", "<c8", "<U3", "|S1", "<M8[s]"])
 def test_values_that_are_no_pixels(dtype: str) -> None:
     with pytest.raises(WinnowError, match="as uint8"):
-        channels_first_of(Stored("", 0, dtype, (2, 8, 9)), "here")
+        channels_first_of(DiskArray("", 0, dtype, (2, 8, 9)), "here")
 
 
 def test_unpacking_stops_at_the_size(tmp_path: Path) -> None:
@@ -265,7 +267,7 @@ def test_the_size_of_a_file(tmp_path: Path) -> None:
     check_size(array, "here")
     for shape, said in (((4, 4, 3), "less than"), ((2, 4, 3), "more than"), ((10**18, 4, 3), "less than")):
         with pytest.raises(WinnowError, match=said):
-            check_size(Stored(array.path, array.offset, array.dtype, shape), "here")
+            check_size(DiskArray(array.path, array.offset, array.dtype, shape), "here")
 
 
 def test_room_to_unpack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from stages.errors import WinnowError
-from stages.ingestion.array_file import Stored
-from stages.ingestion.arrays import open_members, read_header
+from stages.ingestion.array_file import DiskArray
+from stages.ingestion.arrays import open_arrays, read_header
 from stages.ingestion.trees import FolderTree
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 8, 8), np.uint8)
@@ -35,11 +35,11 @@ def zipped(folder: Path, content: bytes, method: int = zipfile.ZIP_DEFLATED) -> 
     return FolderTree(folder)
 
 
-def stored(tree: FolderTree, folder: Path) -> Stored:
+def stored(tree: FolderTree, folder: Path) -> DiskArray:
     scratch = folder / "scratch"
     scratch.mkdir()
-    with open_members(tree, ["set.npz"], scratch) as (member,):
-        return member.store()
+    with open_arrays(tree, ["set.npz"], scratch) as (array,):
+        return array.on_disk()
 
 
 def refusal(tree: FolderTree, folder: Path) -> str:
@@ -129,7 +129,7 @@ def test_a_list_of_files_beyond_reason(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", [(1, 0), (2, 0)])
 def test_headers_of_both_versions(version: tuple[int, int]) -> None:
     raw = with_header("{'descr': '<u2', 'fortran_order': False, 'shape': (3, 2, 2), }\n", version)
-    assert read_header(io.BytesIO(raw), "here") == Stored("", len(raw), "<u2", (3, 2, 2))
+    assert read_header(io.BytesIO(raw), "here") == DiskArray("", len(raw), "<u2", (3, 2, 2))
 
 
 def test_a_row_may_be_in_any_order() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from stages.dataset.ids import Split
 from stages.errors import WinnowError
 from stages.ingestion.archives import open_archive
-from stages.ingestion.folders import ClassFolders, find
+from stages.ingestion.folders import ClassFolders
 from stages.ingestion.source import BLOCK, Block, hidden, printable
 from stages.ingestion.trees import FolderTree, Tree
 
@@ -92,8 +92,8 @@ def test_ambiguous_layouts_are_said_so(tmp_path: Path, names: list[str], said: s
 
 
 def test_only_folders_make_class_folders(tmp_path: Path) -> None:
-    assert not find(tree_of(tmp_path, "1.png", ".git/2.png"))
-    assert find(tree_of(tmp_path, "a/1.png"))
+    assert not tree_of(tmp_path, "1.png", ".git/2.png").folders()
+    assert tree_of(tmp_path, "a/1.png").folders()
 
 
 def test_hidden_files_are_passed_over_and_loose_ones_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from stages.errors import UnusableError
 from stages.ingestion.archives import open_archive
 from stages.ingestion.opening import open_source
 from stages.ingestion.parquet import BytesPayload
-from stages.ingestion.source import Block, Nothing, Payload, Quarantined, only_refused
+from stages.ingestion.source import Block, EmptyPayload, Payload, Quarantined, only_refused
 from stages.ingestion.trees import FolderTree
 
 COUNT = 12
@@ -70,7 +70,7 @@ def test_parts_read_like_the_whole(payloads: dict[str, Payload], kind: str, cuts
 
 
 def test_a_part_of_nothing_is_nothing() -> None:
-    assert content(Nothing().part(0, 0)) == []
+    assert content(EmptyPayload().part(0, 0)) == []
 
 
 def test_what_a_block_refuses_goes_with_its_first_part() -> None:

@@ -61,6 +61,7 @@ def test_every_key_must_be_given(params_dict: dict[str, Any]) -> None:
         ("synthesize.fallback", "gan", ["synthesize.fallback = 'gan'", "'smote_tomek' or 'none'"]),
         ("synthesize.gan.width", 12, ["synthesize.gan.width = 12", "multiple of 8"]),
         ("train.precision", "fp16", ["train.precision = 'fp16'", "'auto', 'fp32' or 'bf16'"]),
+        ("ingest.format", "csv", ["ingest.format = 'csv': should be 'auto', ", "'arrays' or 'folders'"]),
         ("seed", -1, ["seed = -1", "greater than or equal to 0"]),
         ("seed", True, ["seed = True", "integer"]),
         ("train", 3, ["train = 3"]),
