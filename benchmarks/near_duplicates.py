@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
 from benchmarks.measuring import bench_data
-from stages.images.near_duplicates import components, near_pairs
+from stages.images.near_duplicates import connected_components, near_pairs
 from stages.images.perceptual import perceptual_hashes
 from stages.ingestion.blocks import thumbnail
 from stages.workflow.params import load_params
@@ -99,7 +99,7 @@ def _print_pairs(images: list[Image.Image], names: list[str], similarity: float)
     test = np.array([name.split("/")[1] == "test" for name in names])
     across = test[first] != test[second]
     copied = np.unique(np.concatenate([first[across], second[across]]))
-    largest = np.bincount(components(len(images), first, second)).max()
+    largest = np.bincount(connected_components(len(images), first, second)).max()
     print(f"CIFAR-10: {len(first)} pairs among {len(images):,} images, the largest group has {largest}")
     print(f"  {int(test[copied].sum())} of {int(test.sum()):,} test images have a near-duplicate in training")
 

@@ -20,27 +20,28 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from stages.dataset.base import FROZEN_SPLITS, INGESTED, REPORTS, TRUTH, refuse_own_output
 from stages.dataset.catalogue import refuse_planting
 from stages.dataset.files import new_file, new_folder, read_table, write_json, write_table
 from stages.dataset.ids import number_of
 from stages.errors import WinnowError
+from stages.images.near_duplicates import Pairs, near_pairs
 from stages.ingestion.archives import is_archive
-from stages.ingestion.blocks import SPLIT_CODE
+from stages.ingestion.blocks import RowFile, Shape
+from stages.ingestion.items import SPLIT_CODE, Items
 from stages.ingestion.opening import open_source
 from stages.ingestion.resolve import Resolved, resolve
 from stages.ingestion.samples import (
-    Samples,
     assemble,
-    pair_finder,
     quarantine_table,
     refuse_too_many,
     summarise,
     write_images,
     write_samples,
 )
-from stages.ingestion.scan import Scan, Shape, scan, start_pool
+from stages.ingestion.scan import Scan, scan, start_pool
 from stages.ingestion.simulate import plant
 from stages.ingestion.source import Columns, Source
 from stages.ingestion.splits import read_frozen, write_frozen
@@ -111,7 +112,7 @@ class Ingested:
     notes, warnings : a line each
     """
 
-    samples: Samples
+    samples: Items
     truth: pd.DataFrame
     resolved: Resolved
     quarantine: pd.DataFrame
@@ -140,12 +141,19 @@ def read_source(choices: Ingest, scratch: Path) -> tuple[Source, Scan]:
     with start_pool(scratch, shape) if is_archive(path) else nullcontext() as pool:
         source = open_source(path, scratch, format=choices.format, columns=columns, stores=_dvc_cache)
         scanned = scan(source, scratch, shape, pool=pool)
-    files = len(scanned.found) + len(scanned.quarantine)
+    files = len(scanned.items) + len(scanned.quarantine)
     if not files:
         raise WinnowError(f"ingest.source {choices.source} holds no images: put some there")
     hint = "; paths in a manifest are relative to its folder" if "manifest" in source.kind else ""
     refuse_too_many(scanned.quarantine, files, choices.max_quarantine, choices.source, hint)
     return source, scanned
+
+
+def _near_pairs(thumbs: RowFile, similarity: float, images: Items) -> Pairs:
+    def take(rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return thumbs.take(images.place[rows])
+
+    return near_pairs(images.perceptual, images.flat, take, similarity)
 
 
 def settle(source: Source, scanned: Scan, choices: Ingest, simulate: Simulate) -> Ingested:
@@ -156,18 +164,19 @@ def settle(source: Source, scanned: Scan, choices: Ingest, simulate: Simulate) -
     source, scanned : of `read_source`
     choices, simulate : the sections of `params.yaml`
     """
+    similarity = choices.near_duplicates
     resolved = resolve(
-        scanned.found,
+        scanned.items,
         read_frozen(FROZEN_SPLITS),
-        pair_finder(scanned, choices.near_duplicates),
+        None if similarity is None else partial(_near_pairs, scanned.thumbs, similarity),
         val_share=choices.val_share,
         test_share=choices.test_share,
         leaked=choices.leaked,
     )
     planter = partial(plant, **simulate.model_dump(exclude={"enabled"})) if simulate.enabled else None
-    samples, truth, warnings = assemble(scanned.found, resolved, planter, choices.source)
+    samples, truth, warnings = assemble(resolved.samples, planter, choices.source)
     refused = [*scanned.quarantine, *resolved.quarantine]
-    files = len(scanned.found) + len(scanned.quarantine)
+    files = len(scanned.items) + len(scanned.quarantine)
     return Ingested(
         samples=samples,
         truth=truth,

@@ -1,6 +1,6 @@
-"""Encoded bytes to an upright 8-bit image, and that to a square of the dataset.
+"""Decode bytes to an upright 8-bit image, and bring that to a square of the dataset.
 
-What is done, in this order:
+The steps, in this order:
 
 1. The first frame or page is decoded (GIF, animated WebP and PNG, multi-page TIFF); of a phone's
    multi-picture JPEG the main picture.
@@ -15,13 +15,11 @@ What is done, in this order:
 6. The image is brought to the dataset's colours, grey being ITU-R 601 luma, and to its square:
    `to_square`.
 
-Small plain JPEGs, which simplejpeg decodes at several times the speed of Pillow, to the same pixels.
-
-Pillow's cost for a file, whatever its size, is far above that of decoding 32×32 pixels. Both use
-libjpeg-turbo, and give the same pixels wherever the file says nothing but what is in the standard
-(tests compare them bit for bit); any file with more to say is left to Pillow.
-
-What a file is that cannot be read as an image: the user should learn what to do about it.
+Small plain JPEGs are decoded by simplejpeg, at several times the speed of Pillow, whose cost for a file,
+whatever its size, is far above that of decoding 32×32 pixels. Both use libjpeg-turbo, and give the same
+pixels wherever the file says nothing but what is in the standard (tests compare them bit for bit); any
+file with more to say is left to Pillow. Of a file that is no image the error says what it is and what to
+do about it.
 """
 
 from __future__ import annotations
@@ -68,12 +66,10 @@ _SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"version https://git-lfs", "a Git LFS pointer in place of the file", "run `git lfs pull`"),
 )
 
-
 _BRANDS = {  # of an ISO base media file, ISO/IEC 14496-12: bytes 8 to 12
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "a HEIF image"),
     b"crx ": "a camera's raw file (CR3)",
 }
-
 
 _READABLE = (
     (0, b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -109,10 +105,8 @@ _UPRIGHT = {  # by the EXIF orientation, Exif 2.32 section 4.6.4
     8: Image.Transpose.ROTATE_90,
 }
 
-
 # Of a TIFF: TIFF 6.0 section 8, and the DNG specification.
 _SUBFILE, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _DNG_VERSION = 254, 258, 262, 339, 50706
-
 _WHITE_IS_ZERO, _SIGNED, _REDUCED = 0, 2, 1
 
 
@@ -161,7 +155,7 @@ def _plain_channels(encoded: bytes) -> int:
 
 
 def other_kind(encoded: bytes) -> str | None:
-    """What these bytes are and what to do about it, None where they look like nothing that is known."""
+    """Name what these bytes are and what to do about it, None where they look like nothing that is known."""
     for at, signature, what, remedy in _SIGNATURES:
         if encoded.startswith(signature, at):
             return f"{what}: {remedy}"
@@ -177,7 +171,7 @@ def other_kind(encoded: bytes) -> str | None:
 
 
 def begins_as(encoded: bytes) -> str | None:
-    """The format, by Pillow's name for it, that these bytes begin like; None where they do not."""
+    """Name the format, as Pillow does, that these bytes begin like; None where they do not."""
     for at, signature, name in _READABLE:
         if encoded.startswith(signature, at):
             return name
@@ -217,7 +211,7 @@ def decode(encoded: bytes) -> NDArray[np.uint8]:
 def to_square(
     pixels: NDArray[np.uint8], size: int, color: Color, resize: Resize = "crop"
 ) -> NDArray[np.uint8]:
-    """An image as a square of the dataset.
+    """Bring an image to a square of the dataset.
 
     Bicubic with a support that grows with the reduction, hence antialiased: Parmar, Zhang and Zhu,
     "On Aliased Resizing and Surprising Subtleties in GAN Evaluation", CVPR 2022, section 3.
@@ -245,10 +239,10 @@ def to_square(
 
 
 def one_line(error: Exception) -> str:
-    """What an exception says, in one short line that is the same in every run."""
+    """Return an exception's message as one short line that is the same in every run."""
     # The text of an error of the operating system names a path of this machine.
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    text = " ".join(said.split()) or type(error).__name__
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = " ".join(message.split()) or type(error).__name__
     return re.sub(r"0x[0-9a-fA-F]+", "0x…", text)[:200]
 
 

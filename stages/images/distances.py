@@ -1,4 +1,4 @@
-"""The nearest of many images or embeddings, in parts that fit into memory."""
+"""Find the nearest of many images or embeddings, in chunks that fit into memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def nearest_neighbours(
     pairwise: bool = False,
     groups: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Distance to, and index of, the nearest of `others`; without them the nearest other point.
+    """Return distance to, and index of, the nearest of `others`; without them the nearest other point.
 
     Points are flattened; distances are Euclidean, float64 N. Ties go to the lowest index. `pairwise`:
     `others` are the same in another form (mirrored), and none is its own neighbour. `groups`, N: nor is

@@ -1,4 +1,4 @@
-"""Near-duplicates: pairs of images that show the same picture, encoded, resized or toned anew.
+"""Find near-duplicates: pairs of images that show the same picture, encoded, resized or toned anew.
 
 Candidates are images whose perceptual hashes differ in at most `RADIUS` bits; what they look like
 decides. Flips and rotations are not near-duplicates here.
@@ -104,16 +104,16 @@ def near_pairs(
     return verify.pairs(limits.reached)
 
 
-def components(count: int, first: Ints, second: Ints) -> Ints:
-    """The connected components of a graph of `count` nodes and these edges: a label a node, from 0.
+def connected_components(count: int, first: Ints, second: Ints) -> Ints:
+    """Label the connected components of a graph of `count` nodes and these edges, from 0.
 
     Labels sink to the smallest neighbour's, and on to that one's own label, until no edge joins two.
     (scipy has the same, but takes a quarter of a second to load.)
     """
     labels = np.arange(count)
     while (apart := labels[first] != labels[second]).any():
-        one, other = labels[first[apart]], labels[second[apart]]
-        np.minimum.at(labels, np.maximum(one, other), np.minimum(one, other))
+        left, right = labels[first[apart]], labels[second[apart]]
+        np.minimum.at(labels, np.maximum(left, right), np.minimum(left, right))
         while (labels[labels] != labels).any():
             labels = labels[labels]
     numbers: Ints = np.unique(labels, return_inverse=True)[1].astype(np.int64)
@@ -121,43 +121,43 @@ def components(count: int, first: Ints, second: Ints) -> Ints:
 
 
 class _Verifier:
-    """Looks at the thumbnails of candidate pairs, a chunk at a time, and keeps those that are alike."""
+    """Compares the thumbnails of candidate pairs, a chunk at a time, and keeps those that are alike."""
 
     def __init__(self, take: Callable[[Ints], NDArray[np.uint8]], similarity: float) -> None:
         self._take = take
         self._similarity = similarity
-        self._waiting: list[Pair] = []
-        self._waits = 0
-        self._kept: list[tuple[AnyInts, AnyInts, NDArray[np.float32]]] = []
-        self.kept = 0
+        self._candidates: list[Pair] = []
+        self._count = 0  # of candidates
+        self._alike: list[tuple[AnyInts, AnyInts, NDArray[np.float32]]] = []
+        self.found = 0  # pairs that are alike
 
     def add(self, first: AnyInts, second: AnyInts) -> None:
-        self._waiting.append((first, second))
-        self._waits += len(first)
-        if self._waits >= _CHUNK:
+        self._candidates.append((first, second))
+        self._count += len(first)
+        if self._count >= _CHUNK:
             self._flush()
 
     def pairs(self, cut_short: bool) -> Pairs:
         self._flush()
-        if not self._kept:
+        if not self._alike:
             none = np.empty(0, np.int64)
             return Pairs(none, none, np.empty(0, np.float32), cut_short)
-        first, second, similarity = (np.concatenate(column) for column in zip(*self._kept, strict=True))
+        first, second, similarity = (np.concatenate(column) for column in zip(*self._alike, strict=True))
         order = np.lexsort((second, first))
         first, second = first[order].astype(np.int64), second[order].astype(np.int64)
         fresh = np.r_[True, (first[1:] != first[:-1]) | (second[1:] != second[:-1])]
         return Pairs(first[fresh], second[fresh], similarity[order][fresh], cut_short)
 
     def _flush(self) -> None:
-        if not self._waiting:
+        if not self._candidates:
             return
-        left, right = (np.concatenate(side) for side in zip(*self._waiting, strict=True))
-        self._waiting, self._waits = [], 0
+        left, right = (np.concatenate(side) for side in zip(*self._candidates, strict=True))
+        self._candidates, self._count = [], 0
         first, second = np.minimum(left, right), np.maximum(left, right)
         for start in range(0, len(first), _CHUNK):
-            self._look(first[start : start + _CHUNK], second[start : start + _CHUNK])
+            self._compare(first[start : start + _CHUNK], second[start : start + _CHUNK])
 
-    def _look(self, first: AnyInts, second: AnyInts) -> None:
+    def _compare(self, first: AnyInts, second: AnyInts) -> None:
         positions, inverse = np.unique(np.concatenate([first, second]), return_inverse=True)
         all_frequencies = frequencies(self._take(positions.astype(np.int64)))
         coarse = all_frequencies[:, :LOW, :LOW].reshape(-1, LOW * LOW)
@@ -168,12 +168,12 @@ class _Verifier:
         flattened = all_frequencies.reshape(-1, SIDE * SIDE)
         alike = alike[_surprise(flattened[left[alike]], flattened[right[alike]]) >= SURPRISE]
         if len(alike):
-            self._kept.append((first[alike], second[alike], similarity[alike].astype(np.float32)))
-            self.kept += len(alike)
+            self._alike.append((first[alike], second[alike], similarity[alike].astype(np.float32)))
+            self.found += len(alike)
 
 
 def _surprise(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:
-    """-log of the probability that unrelated images agree as well; rows of norm 1 (`near_pairs`)."""
+    """Compute -log of the probability that unrelated images agree as well; rows of norm 1 (`near_pairs`)."""
     # From the difference, since 1 - s² has few digits where s is almost 1.
     apart = np.square(left - right).sum(axis=1, dtype=np.float64) / 2
     unlike = np.where(apart < 1, apart * (2 - apart), 1.0).clip(1e-9, 1)
@@ -183,7 +183,7 @@ def _surprise(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[
 
 
 class _Limits:
-    """How much is compared at most: enough for any million images that are not a crowd.
+    """Bounds what is compared, at enough for any million images that are not a crowd.
 
     Every band gets its share, and within one the nearest come first.
     """
@@ -191,26 +191,26 @@ class _Limits:
     def __init__(self, images: int, bands: int) -> None:
         self._bands = bands
         self._most = {"compared": 10**8 + 1500 * images, "candidates": 10**6 + 64 * images}
-        self._most_kept = 10**5 + 10 * images
-        self._so_far = dict.fromkeys(self._most, 0)
+        self._most_found = 10**5 + 10 * images
+        self._spent = dict.fromkeys(self._most, 0)
         self._share = 0.0
         self.reached = False
 
     def next_band(self) -> None:
         self._share += 1 / self._bands
 
-    def spend(self, compared: int, candidates: int, kept: int) -> bool:
-        """Whether the search in this band is over."""
-        self._so_far["compared"] += compared
-        self._so_far["candidates"] += candidates
-        over = any(self._so_far[what] > most * self._share for what, most in self._most.items())
-        over |= kept > self._most_kept * self._share
+    def spend(self, compared: int, candidates: int, found: int) -> bool:
+        """Count what was done; tell whether the search in this band is over."""
+        self._spent["compared"] += compared
+        self._spent["candidates"] += candidates
+        over = any(self._spent[what] > most * self._share for what, most in self._most.items())
+        over |= found > self._most_found * self._share
         self.reached |= over
         return over
 
 
 def _distinct(hashes: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], AnyInts, AnyInts, AnyInts]:
-    """Each hash once, ascending; where its images begin in the order, how many, and the order."""
+    """Return each hash once, ascending; where its images begin in the order, how many, and the order."""
     order = np.argsort(hashes, kind="stable").astype(np.int32)
     ordered = hashes[order]
     starts = np.flatnonzero(np.r_[np.ones(min(len(ordered), 1), bool), ordered[1:] != ordered[:-1]])
@@ -219,7 +219,7 @@ def _distinct(hashes: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], AnyInts, 
 
 
 def _equal(starts: AnyInts, counts: AnyInts) -> Iterator[Pair]:
-    """Pairs of images of one hash, as places in the order."""
+    """Pair the images of one hash, as places in the order."""
     several = np.flatnonzero(counts > 1)
     begin = np.repeat(starts[several], counts[several])
     ends = np.cumsum(counts[several])
@@ -228,15 +228,15 @@ def _equal(starts: AnyInts, counts: AnyInts) -> Iterator[Pair]:
 
 
 def _images_of(first: AnyInts, second: AnyInts, starts: AnyInts, counts: AnyInts) -> Iterator[Pair]:
-    """The images, as places in the order, of pairs of hashes."""
+    """Pair the images, as places in the order, of pairs of hashes."""
     many_first, many_second = (np.minimum(counts[side], _DELEGATES) for side in (first, second))
     for left, right in itertools.product(range(many_first.max(initial=0)), range(many_second.max(initial=0))):
-        there = np.flatnonzero((many_first > left) & (many_second > right))
-        yield starts[first[there]] + left, starts[second[there]] + right
+        rows = np.flatnonzero((many_first > left) & (many_second > right))
+        yield starts[first[rows]] + left, starts[second[rows]] + right
 
 
 def _near(hashes: NDArray[np.uint64], limits: _Limits, verify: _Verifier) -> Iterator[Pair]:
-    """Pairs of distinct hashes within `RADIUS`, as positions; few pairs more than once."""
+    """Pair distinct hashes within `RADIUS`, as positions; few pairs come more than once."""
     if len(hashes) <= _FEW:
         for place in range(len(hashes)):
             later = hashes[place + 1 :]
@@ -247,22 +247,22 @@ def _near(hashes: NDArray[np.uint64], limits: _Limits, verify: _Verifier) -> Ite
     crowded = [_crowded(_bits(hashes, bits, number)) for number in range(len(bits))]
     for number in range(len(bits)):
         limits.next_band()
-        if limits.spend(0, 0, verify.kept):
+        if limits.spend(0, 0, verify.found):
             continue
         band = _Band(hashes, layout, number)
         for weight, left, right in band.pairs():
             unlike = band.hashes.take(left) ^ band.hashes.take(right)
             close = np.flatnonzero(np.bitwise_count(unlike) <= RADIUS)
             if len(close):
-                one, other = band.order[left[close]], band.order[right[close]]
-                mine = _belongs(unlike[close], one, other, bits, number, weight, crowded)
-                yield one[mine], other[mine]
+                pair = band.order[left[close]], band.order[right[close]]
+                reports = _is_reported(unlike[close], *pair, bits, number, weight, crowded)
+                yield pair[0][reports], pair[1][reports]
             # Equal values are gone through to the end, or the last ones would have been given no chance.
-            if limits.spend(len(left), len(close), verify.kept) and weight:
+            if limits.spend(len(left), len(close), verify.found) and weight:
                 break
 
 
-def _belongs(
+def _is_reported(
     unlike: NDArray[np.uint64],
     first: AnyInts,
     second: AnyInts,
@@ -271,26 +271,26 @@ def _belongs(
     weight: int,
     crowded: list[NDArray[np.bool_]],
 ) -> NDArray[np.bool_]:
-    """Whether a pair that this band finds is for it to report: the nearest band does, then the first.
+    """Tell which pairs band `number` reports: the nearest band does, of several the first.
 
     Another band cannot be relied on where one of the two is in a crowd there.
     """
-    mine = np.ones(len(unlike), np.bool_)
+    reports = np.ones(len(unlike), np.bool_)
     for other in range(len(bits)):
         if other != number:
             distance = np.bitwise_count(_bits(unlike, bits, other))
             crowd = crowded[other][first] | crowded[other][second]
-            mine &= crowd | (distance >= weight + (other < number))
-    return mine
+            reports &= crowd | (distance >= weight + (other < number))
+    return reports
 
 
 def _layout(hashes: int) -> tuple[Sequence[int], Sequence[int]]:
-    """Bits and radius of each band, for so many hashes."""
+    """Return bits and radius of each band, for so many hashes."""
     return _NARROW if hashes <= _NARROW_UP_TO else _WIDE
 
 
 def _crowded(keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Which hashes have a value of a band that more than `_CROWD` have."""
+    """Tell which hashes have a value of a band that more than `_CROWD` have."""
     values = keys.astype(np.int32)
     crowded: NDArray[np.bool_] = (np.bincount(values) > _CROWD)[values]
     return crowded
@@ -316,7 +316,7 @@ class _Band:
         self._sizes = np.where(self._crowd, _DELEGATES, counts).astype(np.uint8)
 
     def pairs(self) -> Iterator[tuple[int, AnyInts, AnyInts]]:
-        """Places whose values differ in so many bits, 0 first, up to the band's radius."""
+        """Pair places whose values differ in so many bits, 0 first, up to the band's radius."""
         place = np.arange(len(self._keys), dtype=np.int32)
         rank = place - self._starts[self._keys]
         crowd = self._crowd[self._keys]
@@ -328,24 +328,24 @@ class _Band:
         for weight, top in itertools.product(range(1, self._radius + 1), range(self._width)):
             # Each pair of values is met twice; the one with the highest differing bit looks for the other.
             chosen = np.flatnonzero(keys >> top & 1)
-            looking, own = place[chosen], keys[chosen]
+            seeker, key = place[chosen], keys[chosen]
             for bits in itertools.combinations(range(top), weight - 1):
-                wanted = own ^ sum(1 << bit for bit in (*bits, top))
+                wanted = key ^ sum(1 << bit for bit in (*bits, top))
                 sizes = self._sizes.take(wanted)
-                there = np.flatnonzero(sizes > 0)  # of truth values: six times as fast as of numbers
-                begin = self._starts.take(wanted.take(there))
-                for left, right in _each_with(looking.take(there), begin, sizes.take(there)):
+                filled = np.flatnonzero(sizes > 0)  # of truth values: six times as fast as of numbers
+                begin = self._starts.take(wanted.take(filled))
+                for left, right in _each_with(seeker.take(filled), begin, sizes.take(filled)):
                     yield weight, left, right
 
 
 def _bits(hashes: NDArray[np.uint64], bits: Sequence[int], number: int) -> NDArray[np.uint64]:
-    """The value of one band, of so many bits each."""
+    """Return the value of one band, of so many bits each."""
     low = np.uint64(sum(bits[:number]))
     return hashes >> low & np.uint64(2 ** bits[number] - 1)
 
 
 def _each_with(place: AnyInts, begin: AnyInts, count: AnyInts) -> Iterator[Pair]:
-    """Every place with each of the `count` places from `begin` on: all first ones, all second ones, …
+    """Pair every place with each of the `count` places from `begin` on: all first ones, all second ones, …
 
     Most counts are 0 or 1: this is faster than to spell out all pairs at once, and takes less memory.
     """

@@ -1,4 +1,4 @@
-"""What an image looks like, in 64 bits and in 255 frequencies: for finding near-duplicates.
+"""Describe what an image looks like in 64 bits and in 255 frequencies, to find near-duplicates.
 
 Both come from the discrete cosine transform of a 16×16 grey thumbnail of the whole image. Flipped
 and rotated images look different here.
@@ -54,7 +54,7 @@ def perceptual_hashes(thumbs: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], ND
 
 
 def frequencies(thumbs: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The cosine transform of thumbnails, every frequency multiplied by its distance from zero.
+    """Compute the cosine transform of thumbnails, every frequency multiplied by its distance from zero.
 
     The amplitudes of natural images fall with the frequency (Field, "Relations between the
     statistics of natural images and the response properties of cortical cells", 1987); so weighted,
@@ -76,7 +76,7 @@ def frequencies(thumbs: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _cosines() -> NDArray[np.float64]:
-    """The orthonormal DCT-II of 16 values, frequency × place."""
+    """Return the orthonormal DCT-II of 16 values, frequency × place."""
     frequency, place = np.arange(SIDE)[:, None], np.arange(SIDE)[None]
     matrix = np.cos(np.pi * (2 * place + 1) * frequency / (2 * SIDE)) * np.sqrt(2 / SIDE)
     matrix[0] /= np.sqrt(2)
@@ -84,7 +84,7 @@ def _cosines() -> NDArray[np.float64]:
 
 
 def _hashed() -> NDArray[np.int64]:
-    """Where the 64 hashed frequencies stand among the (LOW + 1)² lowest ones, in the order of the bits."""
+    """Return where the 64 hashed frequencies stand among the (LOW + 1)² lowest, in the order of the bits."""
     places = [(u, v) for u in range(LOW) for v in range(LOW) if u or v]
     places.append((LOW, 0))  # the mean left out, one is missing
     places.sort(key=lambda place: (place[0] ** 2 + place[1] ** 2, place))

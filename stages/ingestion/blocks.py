@@ -1,11 +1,8 @@
-"""What is done with the items of a block, in a worker process or in the main one.
+"""Read, decode and hash the items of a block, in a worker process or in the main one.
 
-What a scan finds, as columns: a million images are a hundred megabytes, not gigabytes.
-
-Rows of bytes in a plain file, written and read by place.
-
-What a scan leaves on disk until it is known which images stay. No memory mapping: mapped pages
-count as the process's own memory, and there are gigabytes of them.
+Squares and thumbnails go to plain files by place, where they stay until it is known which images are
+samples. The files are not mapped: mapped pages count as the process's own memory, and there are gigabytes
+of them.
 """
 
 from __future__ import annotations
@@ -15,24 +12,20 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from stages.dataset.ids import SPLITS, bytes_id, pixel_id
+from stages.dataset.ids import bytes_id, pixel_id
 from stages.errors import Reason, UnusableError
 from stages.images.decode import Color, Resize, decode, one_line, to_square
 from stages.images.perceptual import perceptual_hashes
 from stages.ingestion.source import Payload
 
-NO_LABEL = -1
-NO_SPLIT = -1
-SPLIT_CODE = {name: code for code, name in enumerate(SPLITS)}
 _FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 THUMB = 16  # pixels of a thumbnail's side
 _BUFFER = 2**25  # bytes of squares that wait to be written
@@ -41,49 +34,6 @@ _CRASHED = "the decoder crashed on it"
 _CRASHED_READING = "the process crashed as it read this item, or one shortly before it"
 Item = bytes | NDArray[np.uint8] | UnusableError
 Watch = Callable[[int, bool], None]
-
-
-@dataclass(frozen=True)
-class Found:
-    """A row for every item that could be read, in the order of the source; N rows.
-
-    Attributes
-    ----------
-    place : int64, ascending; the row of its square and its thumbnail in the scratch files
-    sample_id : uint64 (`ids.hex_ids`); equal for equal encoded bytes
-    pixel_key : uint64; equal exactly where the decoded pixels are equal
-    perceptual : uint64; `perceptual.perceptual_hashes`
-    flat : bool; too little contrast for the perceptual hash to mean anything
-    label : int32, index into `classes`; `NO_LABEL` where there is none
-    split : int8, index into `ids.SPLITS` as the source says it; `NO_SPLIT` where it does not
-    group : uint64, a hash of the group's name; 0 for none
-    weight : float32
-    width, height : int32, native size in pixels, upright
-    source : string; where it came from, for tables
-    classes : class names in index order
-    second : int32, index into `second_classes`, `NO_LABEL` where there is none; None where the source has
-        no second column of labels
-    second_classes : its class names, sorted
-    """
-
-    place: NDArray[np.int64]
-    sample_id: NDArray[np.uint64]
-    pixel_key: NDArray[np.uint64]
-    perceptual: NDArray[np.uint64]
-    flat: NDArray[np.bool_]
-    label: NDArray[np.int32]
-    split: NDArray[np.int8]
-    group: NDArray[np.uint64]
-    weight: NDArray[np.float32]
-    width: NDArray[np.int32]
-    height: NDArray[np.int32]
-    source: pa.ChunkedArray
-    classes: list[str]
-    second: NDArray[np.int32] | None = None
-    second_classes: list[str] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.place)
 
 
 class RowFile:
@@ -102,8 +52,12 @@ class RowFile:
         self._file = os.open(path, _FLAGS, 0o644)
         self._lock = threading.Lock()  # where there is no reading by position
 
+    def __reduce__(self) -> tuple[type[RowFile], tuple[Path, tuple[int, ...]]]:
+        """Another process opens the file for itself."""
+        return RowFile, (self.path, self.row_shape)
+
     def __len__(self) -> int:
-        """How many rows there are; those that nobody wrote are black."""
+        """Count the rows; those that nobody wrote are black."""
         return os.fstat(self._file).st_size // self._row_bytes
 
     def __enter__(self) -> RowFile:
@@ -113,7 +67,7 @@ class RowFile:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file; it stays."""
+        """Close the file; it stays on disk."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -135,7 +89,7 @@ class RowFile:
             data, at = data[written:], at + written
 
     def take(self, places: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The rows at `places`, in that order; consecutive ones are read at once.
+        """Return the rows at `places`, in that order; consecutive ones are read at once.
 
         Raises
         ------
@@ -176,35 +130,37 @@ class RowFile:
             return os.write(self._file, data)
 
 
+class Shape(NamedTuple):
+    """What images are brought to: see `decode.to_square`."""
+
+    size: int
+    color: Color
+    resize: Resize = "crop"
+
+
 class Output(NamedTuple):
-    """What the squares are to be, and where squares and thumbnails go."""
+    """The files that squares and thumbnails go to, and what the squares are to be."""
 
     squares: RowFile
     thumbs: RowFile
-    size: int
-    color: Color
-    resize: Resize
+    shape: Shape
 
 
-def open_output(squares: Path, thumbs: Path, size: int, color: Color, resize: Resize) -> Output:
-    """Open the two files, or make them."""
-    channels = 1 if color == "grey" else 3
-    return Output(
-        RowFile(squares, (size, size, channels)), RowFile(thumbs, (THUMB, THUMB)), size, color, resize
-    )
+def open_output(folder: Path, shape: Shape) -> Output:
+    """Open the two files in a folder, or make them."""
+    row_shape = (shape.size, shape.size, 1 if shape.color == "grey" else 3)
+    return Output(RowFile(folder / "squares", row_shape), RowFile(folder / "thumbs", (THUMB, THUMB)), shape)
 
 
 @dataclass(frozen=True)
 class BlockResult:
-    """What is known of a block's n items; rows where `ok` is False hold nothing.
+    """Columns of a block's n items; rows where `ok` is False hold nothing.
 
     Attributes
     ----------
     ok : bool; whether it is an image
-    sample_id : uint64; `ids.bytes_id` of an encoded file, `ids.pixel_id` of an array's row
-    pixel_key : uint64; `pixel_key`
-    perceptual, flat : uint64 and bool; `perceptual.perceptual_hashes`
-    width, height : int32, native size in pixels, upright
+    sample_id : as in `Items`: `ids.bytes_id` of an encoded file, `ids.pixel_id` of an array's row
+    pixel_key, perceptual, flat, width, height : as in `Items`
     refused : position in the block, reason and detail of those that are no image
     seconds : that it took
     """
@@ -256,20 +212,24 @@ def read_block(
         try:
             if index in crashed:
                 raise UnusableError("damaged", _CRASHED)
-            pixels, sample_id = _pixels_and_id(item)
+            if isinstance(item, UnusableError):
+                raise item
+            if isinstance(item, np.ndarray):
+                pixels, sample_id = item, pixel_id(item)
+            else:
+                pixels, sample_id = decode(item), bytes_id(item)
             thumbs[index] = thumbnail(pixels)
             keys[8 * index : 8 * index + 8] = pixel_key(pixels)
-            squares.put(index, to_square(pixels, output.size, output.color, output.resize))
+            square = to_square(pixels, *output.shape)
             height[index], width[index] = pixels.shape[:2]
         except UnusableError as error:
             refused.append((index, error.reason, error.detail))
-        except _WriteError as error:
-            raise error.error from None
         except MemoryError:
             refused.append((index, "too_large", "more memory is needed than there is"))
         except Exception as error:  # whatever a file brings about, it is one item's matter
             refused.append((index, "damaged", one_line(error)))
-        else:
+        else:  # a disk that is full is no item's matter
+            squares.put(index, square)
             ok[index] = True
             ids[8 * index : 8 * index + 8] = bytes.fromhex(sample_id)
     squares.finish()
@@ -277,16 +237,17 @@ def read_block(
     output.thumbs.write(start, thumbs)
     perceptual, flat = perceptual_hashes(thumbs)
     seconds = time.perf_counter() - began
-    return BlockResult(ok, _numbers(ids), _numbers(keys), perceptual, flat, width, height, refused, seconds)
+    sample_ids, pixel_keys = (np.frombuffer(digits, ">u8").astype(np.uint64) for digits in (ids, keys))
+    return BlockResult(ok, sample_ids, pixel_keys, perceptual, flat, width, height, refused, seconds)
 
 
 def cannot_write(output: Output, error: OSError) -> str:
-    """What to tell the user where squares or thumbnails cannot be written."""
+    """Return the message for the user where squares or thumbnails cannot be written."""
     return f"decoded images cannot be written to {output.squares.path.parent}: {error.strerror or error}"
 
 
 def thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The whole image as 16×16 grey, antialiased; it depends on nothing that the user chooses.
+    """Scale the whole image to 16×16 grey, antialiased; it depends on nothing that the user chooses.
 
     Parameters
     ----------
@@ -304,7 +265,7 @@ def thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def pixel_key(pixels: NDArray[np.uint8]) -> bytes:
-    """8 bytes that are equal where the pixels are: of SHA-256 over the size and the RGB values.
+    """Return 8 bytes of the SHA-256 over the size and the RGB values: equal where the pixels are.
 
     A grey image has the key of the same image stored as RGB.
     """
@@ -319,20 +280,8 @@ def pixel_key(pixels: NDArray[np.uint8]) -> bytes:
     return digest.digest()[:8]
 
 
-def _numbers(digits: bytearray) -> NDArray[np.uint64]:
-    return np.frombuffer(digits, ">u8").astype(np.uint64)
-
-
-def _pixels_and_id(item: Item) -> tuple[NDArray[np.uint8], str]:
-    if isinstance(item, UnusableError):
-        raise item
-    if isinstance(item, np.ndarray):
-        return item, pixel_id(item)
-    return decode(item), bytes_id(item)
-
-
 def _items(payload: Payload, limit: int | None, watch: Watch | None) -> Iterator[Item]:
-    """As many items as the payload promised, whatever it gives."""
+    """Yield as many items as the payload promised, whatever it gives."""
     items = iter(payload.read())
     for index in range(len(payload)):
         if limit is not None and index >= limit:
@@ -351,14 +300,6 @@ def _items(payload: Payload, limit: int | None, watch: Watch | None) -> Iterator
         yield item
 
 
-class _WriteError(Exception):
-    """Tells a full disk from a damaged image."""
-
-    def __init__(self, error: OSError) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
 class _Squares:
     """Squares on their way to the file, so many at a time as memory allows at any image size."""
 
@@ -375,16 +316,10 @@ class _Squares:
         self._rows[index - self._first] = square
 
     def finish(self) -> None:
-        try:
-            while self._first < self._count:
-                self._flush(min(len(self._rows), self._count - self._first))
-        except _WriteError as error:
-            raise error.error from None
+        while self._first < self._count:
+            self._flush(min(len(self._rows), self._count - self._first))
 
     def _flush(self, count: int) -> None:
-        try:
-            self._file.write(self._start + self._first, self._rows[:count])
-        except OSError as error:
-            raise _WriteError(error) from None
+        self._file.write(self._start + self._first, self._rows[:count])
         self._rows[:] = 0
         self._first += count

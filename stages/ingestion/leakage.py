@@ -1,4 +1,4 @@
-"""Near-duplicates and groups: what must not be separated, and what would leak between splits.
+"""Keep near-duplicates and groups together, and leave out what would leak between splits.
 
 A tie is a set of images that belong together: a pair of near-duplicates, or all images of one group
 (a patient, a video). An image that is trained on while one that it is tied to is tested on makes the
@@ -13,18 +13,30 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from stages.images.near_duplicates import Pairs, components
-from stages.ingestion.blocks import NO_SPLIT, SPLIT_CODE
-from stages.ingestion.splits import TEST, TRAIN, UNLABELED, VAL
+from stages.dataset.ids import hex_ids
+from stages.images.near_duplicates import Pairs, connected_components
+from stages.ingestion.items import (
+    NO_SPLIT,
+    SPLIT_CODE,
+    TEST,
+    TRAIN,
+    UNLABELED,
+    VAL,
+    Items,
+    split_names,
+)
 
-_NONE = np.int8(-1)
+NEAR_COLUMNS = ["sample_id", "source", "label", "split", "set", "nearest_id", "similarity", "outcome"]
+_NEAR_TYPES = dict.fromkeys(NEAR_COLUMNS, "str") | {"set": "int64", "similarity": "float32"}
+_NONE = np.int8(-1)  # rank of an image that is in none of train, val and test
 
 
 @dataclass(frozen=True)
 class Ties:
-    """Which images are in which ties; the pairs come first, then the groups.
+    """Images and the ties that they are in; the pairs come first, then the groups.
 
     Attributes
     ----------
@@ -39,31 +51,31 @@ class Ties:
     pairs: int
 
     def largest(self, rank: NDArray[np.int8]) -> NDArray[np.int8]:
-        """Of each tie the largest rank of its images."""
+        """Return the largest rank of each tie's images."""
         top = np.full(self.count, _NONE)
         np.maximum.at(top, self.tie, rank[self.image])
         return top
 
     def witness(self, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Of each tie its first image that the mask holds for; `images` where there is none."""
+        """Return each tie's first image that the mask holds for; `images` where there is none."""
         first = np.full(self.count, self.images)
         chosen = mask[self.image]
         np.minimum.at(first, self.tie[chosen], self.image[chosen])
         return first
 
     def sets(self, mask: NDArray[np.bool_], *, only_pairs: bool = False) -> NDArray[np.int64]:
-        """Of each image the first one that it is connected to through ties of images in the mask."""
+        """Return for each image the first one that it is connected to through ties of images in the mask."""
         chosen = mask[self.image] & (self.tie < (self.pairs if only_pairs else self.count))
         image, tie = self.image[chosen], self.tie[chosen]
         linked = tie[1:] == tie[:-1]  # all of a tie, one after the other
-        component = components(self.images, image[:-1][linked], image[1:][linked])
+        component = connected_components(self.images, image[:-1][linked], image[1:][linked])
         first = np.full(self.images, self.images)
         np.minimum.at(first, component, np.arange(self.images))
         return first[component]
 
 
 def tie(images: int, pairs: Pairs | None, member: NDArray[np.int64], group: NDArray[np.uint64]) -> Ties:
-    """Put pairs and groups together.
+    """Make ties of pairs and groups.
 
     Parameters
     ----------
@@ -85,26 +97,26 @@ def tie(images: int, pairs: Pairs | None, member: NDArray[np.int64], group: NDAr
 
 @dataclass(frozen=True)
 class Refused:
-    """An image that is left out, and whose company it would leak into.
+    """An image that is left out, and the ones that it would leak to.
 
     Attributes
     ----------
     image : its index
     reason : one of `base.REASONS`
-    beside : an image that it is tied to, and that one's split; two where it would be a bridge
+    tied_to : an image that it is tied to, and that one's split; two where it would be a bridge
     how : `near` where it is a near-duplicate of that one, `grouped` in one group with it, `connected`
         over others
     """
 
     image: int
     reason: Literal["leakage", "bridges_splits"]
-    beside: tuple[tuple[int, int], ...]
+    tied_to: tuple[tuple[int, int], ...]
     how: Literal["near", "grouped", "connected"]
 
 
 @dataclass
 class Settled:
-    """What follows from the ties; arrays of M.
+    """The splits of M images as the ties have them.
 
     Attributes
     ----------
@@ -128,24 +140,24 @@ class Settled:
 
     @property
     def rank(self) -> NDArray[np.int8]:
-        """Of train, val and test the larger protects more; -1 for what is in none of them."""
+        """The split, of which the larger protects more; -1 for what is in none of train, val and test."""
         return np.where(self.left_out | (self.split == UNLABELED), _NONE, self.split)
 
-    def leave_out_beside(
+    def leave_out_tied(
         self, ties: Ties, weaker: NDArray[np.bool_], stronger: NDArray[np.bool_], split: int
     ) -> None:
         """Leave out those of `weaker` that are tied to one of `stronger`, which are in `split`."""
         witness = ties.witness(stronger)
         weaker = weaker & ~self.left_out
         rows = np.flatnonzero(weaker[ties.image] & (witness[ties.tie] < ties.images))
-        image, beside, near = ties.image[rows], witness[ties.tie[rows]], ties.tie[rows] < ties.pairs
-        order = np.lexsort((beside, ~near, image))
+        image, tied_to, near = ties.image[rows], witness[ties.tie[rows]], ties.tie[rows] < ties.pairs
+        order = np.lexsort((tied_to, ~near, image))
         image, first = np.unique(image[order], return_index=True)
-        beside, near = beside[order[first]], near[order[first]]
+        tied_to, near = tied_to[order[first]], near[order[first]]
         self.left_out[image] = True
         self.refused += [
             Refused(a, "leakage", ((b, split),), "near" if is_near else "grouped")
-            for a, b, is_near in zip(image.tolist(), beside.tolist(), near.tolist(), strict=True)
+            for a, b, is_near in zip(image.tolist(), tied_to.tolist(), near.tolist(), strict=True)
         ]
 
     def leave_out_connected(
@@ -153,11 +165,11 @@ class Settled:
     ) -> None:
         """Leave out as well those that are connected to `stronger` only over others of `weaker`."""
         weaker = weaker & ~self.left_out
-        self.leave_out_beside(ties, weaker, stronger, split)
+        self.leave_out_tied(ties, weaker, stronger, split)
         sets = ties.sets(weaker | stronger)
         witness = np.full(ties.images, ties.images)
-        there = np.flatnonzero(stronger)
-        np.minimum.at(witness, sets[there], there)
+        strong = np.flatnonzero(stronger)
+        np.minimum.at(witness, sets[strong], strong)
         over = np.flatnonzero(weaker & ~self.left_out & (witness[sets] < ties.images))
         self.left_out[over] = True
         self.refused += [
@@ -212,13 +224,13 @@ def settle(
                 lower |= trains
             settled.leave_out_connected(ties, lower, rank == level, level)
             if level in barred:
-                settled.leave_out_beside(ties, settled.split == NO_SPLIT, rank == level, level)
+                settled.leave_out_tied(ties, settled.split == NO_SPLIT, rank == level, level)
     _join(settled, ties, trains, barred, leaked)
     return settled
 
 
 def _straddling(ties: Ties, rank: NDArray[np.int8]) -> NDArray[np.bool_]:
-    """Of each tie whether it holds images of two ranks."""
+    """Tell which ties hold images of two ranks."""
     top = ties.largest(rank)
     bottom = TEST - ties.largest(np.where(rank >= 0, np.int8(TEST) - rank, _NONE))
     return (top >= 0) & (top != bottom)
@@ -274,8 +286,8 @@ def _join(
         )
     for image in np.flatnonzero(is_open & (splits > 1)).tolist():
         levels = [level for level in (TEST, VAL, TRAIN) if tied[level, unit[image]]]
-        beside = tuple((int(near[level, unit[image]]), level) for level in levels[:2])
-        settled.refused.append(Refused(image, "bridges_splits", beside, "connected"))
+        tied_to = tuple((int(near[level, unit[image]]), level) for level in levels[:2])
+        settled.refused.append(Refused(image, "bridges_splits", tied_to, "connected"))
 
 
 def leave_out_unlabeled(settled: Settled, ties: Ties) -> None:
@@ -284,32 +296,30 @@ def leave_out_unlabeled(settled: Settled, ties: Ties) -> None:
     `settled.split` is complete by then.
     """
     for level in (TEST, VAL):
-        settled.leave_out_beside(ties, settled.split == UNLABELED, settled.rank == level, level)
+        settled.leave_out_tied(ties, settled.split == UNLABELED, settled.rank == level, level)
 
 
-@dataclass(frozen=True)
-class Near:
-    """The images that are in a near-duplicate pair; arrays of Q, ascending by image.
+def straddling_sets(settled: Settled, ties: Ties) -> int:
+    """Count the sets of near-duplicates that are in more than one of train, val and test after all."""
+    inside = settled.rank >= 0
+    sets = ties.sets(inside, only_pairs=True)[inside]
+    splits = np.zeros((ties.images, 3), np.bool_)
+    splits[sets, settled.rank[inside]] = True
+    return int((splits.sum(axis=1) > 1).sum())
 
-    Attributes
-    ----------
-    image : int64, its index
-    number : int64, of the connected set, by its first image, from 0
-    nearest : int64, the most similar image; of several the first
-    similarity : float32, to it
-    outcome : `left_out`; `joined` where it took the others' split; `kept` where it stays while one
-        of its pairs is left out or in another split; else `grouped`
+
+def near_table(images: Items, settled: Settled, ties: Ties, pairs: Pairs | None) -> pd.DataFrame:
+    """Tell what became of each image in a near-duplicate pair; `settled.split` is complete by then.
+
+    Returns
+    -------
+    `NEAR_COLUMNS`, ascending by image. `set` is the number of the connected set, by its first image, from
+    0; `nearest_id` the most similar image, of several the first, and `similarity` to it. `outcome` is
+    `left_out`; `joined` where it took the others' split; `kept` where it stays while one of its pairs is
+    left out or in another split; else `grouped`. Without pairs there are no rows.
     """
-
-    image: NDArray[np.int64]
-    number: NDArray[np.int64]
-    nearest: NDArray[np.int64]
-    similarity: NDArray[np.float32]
-    outcome: NDArray[np.str_]
-
-
-def near_duplicates(settled: Settled, ties: Ties, pairs: Pairs) -> Near:
-    """What became of each image in a pair; `settled.split` is complete by then."""
+    if pairs is None:
+        return pd.DataFrame(columns=NEAR_COLUMNS).astype(_NEAR_TYPES)
     image = np.concatenate([pairs.first, pairs.second])
     other = np.concatenate([pairs.second, pairs.first])
     similarity = np.concatenate([pairs.similarity, pairs.similarity])
@@ -324,15 +334,15 @@ def near_duplicates(settled: Settled, ties: Ties, pairs: Pairs) -> Near:
         (settled.rank[image] >= VAL) | (settled.rank[other] >= VAL) | (split[other] == _NONE)
     )
     apart[image[differs]] = True
-    outcome = np.select(
-        [settled.left_out[unique], settled.joined[unique], apart[unique]],
-        ["left_out", "joined", "kept"],
-        "grouped",
-    )
-    return Near(
-        image=unique,
-        number=np.unique(sets, return_inverse=True)[1],
-        nearest=other[nearest],
-        similarity=similarity[nearest],
-        outcome=outcome,
-    )
+    outcomes = [settled.left_out[unique], settled.joined[unique], apart[unique]]
+    columns = {
+        "sample_id": hex_ids(images.sample_id[unique]),
+        "source": images.sources(unique),
+        "label": images.label_names(images.label[unique]),
+        "split": split_names(settled.split[unique]),
+        "set": np.unique(sets, return_inverse=True)[1],
+        "nearest_id": hex_ids(images.sample_id[other[nearest]]),
+        "similarity": similarity[nearest],
+        "outcome": np.select(outcomes, ["left_out", "joined", "kept"], "grouped"),
+    }
+    return pd.DataFrame(columns, columns=NEAR_COLUMNS).astype(_NEAR_TYPES)

@@ -1,24 +1,46 @@
-"""From what was found to samples: each image once, in one split, with nothing that leaks."""
+"""Make samples of what was read: each image once, in one split, with nothing that leaks.
+
+Exact duplicates, the same pixels in whatever files, collapse first; near-duplicates and groups are tied
+together (`leakage`), and the splits are dealt (`splits`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from stages.dataset.base import CONFLICT_COLUMNS
 from stages.dataset.ids import SPLITS, Split, hex_ids
 from stages.images.near_duplicates import Pairs
-from stages.ingestion.blocks import Found
-from stages.ingestion.duplicates import Images, collapse, label_names, sources, split_names
-from stages.ingestion.leakage import Settled, Ties, leave_out_unlabeled, near_duplicates, settle, tie
+from stages.ingestion.items import (
+    NO_LABEL,
+    NO_SPLIT,
+    TEST,
+    UNLABELED,
+    VAL,
+    Items,
+    split_names,
+    text_table,
+)
+from stages.ingestion.leakage import (
+    Settled,
+    Ties,
+    leave_out_unlabeled,
+    near_table,
+    settle,
+    straddling_sets,
+    tie,
+)
 from stages.ingestion.source import Quarantined
-from stages.ingestion.splits import UNLABELED, FrozenSplits, Known, assign, deal
+from stages.ingestion.splits import FrozenSplits, GivenSplits, assign, deal
 
-NEAR_COLUMNS = ["sample_id", "source", "label", "split", "set", "nearest_id", "similarity", "outcome"]
+DUPLICATE_COLUMNS = ["sample_id", "source", "label", "split", "kept_id", "kept_source"]
+_NAMED = 5  # class names in a detail: an empty picture may stand under hundreds
 _LARGE, _MANY = 0.05, 20  # a set of more than this share, and of more than so many images, is odd
 _TIED = {
     "near": "a near-duplicate of {}",
@@ -29,28 +51,23 @@ _TIED = {
 
 @dataclass(frozen=True)
 class Resolved:
-    """The samples, as rows of `found.Found`, and what became of the other rows; arrays of M.
+    """The samples, and what became of the other items.
 
     Attributes
     ----------
-    position : int64, row of `found.Found`; ascending by `sample_id`
-    label : int32, `NO_LABEL` for unlabeled
-    split : int8, index into `ids.SPLITS`
-    group : uint64, the smallest `sample_id` of those that must not be separated; its own if alone
+    samples : ascending by `sample_id`
     brought : the splits that the source itself brings
-    duplicates : `duplicates.DUPLICATE_COLUMNS`
-    near_duplicates : `NEAR_COLUMNS`, a row for each image in a near-duplicate pair; `split` is null
+    duplicates : `DUPLICATE_COLUMNS`, a row for each item that gave way to another with its pixels
+    near_duplicates : `leakage.NEAR_COLUMNS`, a row for each image in a near-duplicate pair; `split` is null
         where it was left out before it had one
-    conflicts : `dataset.CONFLICT_COLUMNS`
-    quarantine : rows that became neither a sample nor a duplicate
+    conflicts : `dataset.CONFLICT_COLUMNS`, a row for each label that the source gives an image which stands
+        under several; `sample_id` is the image's that is kept, `split` the one that it was frozen in
+    quarantine : items that became neither a sample nor a duplicate
     facts : counts of all this
     warnings : a line each
     """
 
-    position: NDArray[np.int64]
-    label: NDArray[np.int32]
-    split: NDArray[np.int8]
-    group: NDArray[np.uint64]
+    samples: Items
     brought: frozenset[Split]
     duplicates: pd.DataFrame
     near_duplicates: pd.DataFrame
@@ -59,14 +76,11 @@ class Resolved:
     facts: dict[str, int]
     warnings: list[str]
 
-    def __len__(self) -> int:
-        return len(self.position)
-
 
 def resolve(
-    found: Found,
+    items: Items,
     frozen: FrozenSplits,
-    find_pairs: Callable[[NDArray[np.int64]], Pairs] | None,
+    find_pairs: Callable[[Items], Pairs] | None,
     *,
     val_share: float,
     test_share: float,
@@ -79,25 +93,25 @@ def resolve(
 
     Parameters
     ----------
-    found : what the scan found
+    items : what the scan found
     frozen : what people decided on the splits
-    find_pairs : given the rows of images (int64, ascending by `sample_id`), finds the pairs of
-        near-duplicates among them, as indices into those; None for not looking
+    find_pairs : finds the pairs of near-duplicates among images ascending by `sample_id`; None for not
+        looking
     val_share, test_share : 0 to 1; for splits that the source does not bring
     leaked : what becomes of an image that is tied to one in a split that protects more
     """
-    known = assign(found.sample_id, found.label, found.split, frozen)
-    images = collapse(found, known)
-    pairs = find_pairs(images.position) if find_pairs and len(images) else None
-    ties = tie(len(images), pairs, images.member, images.group)
-    settled = settle(images.split, images.trains, images.old, ties, known.splits_brought, leaked)
+    items, given = assign(items, frozen)
+    images, member, group, duplicates, conflicts, contradicted = collapse(items)
+    pairs = find_pairs(images) if find_pairs and len(images) else None
+    ties = tie(len(images), pairs, member, group)
+    settled = settle(images.split, images.trains, images.old, ties, given.brought, leaked)
     before = settled.split.copy()
     settled.split = deal(
         images.sample_id,
         images.label,
         np.where(settled.left_out, np.int8(UNLABELED), settled.split),
         settled.unit,
-        known.splits_brought,
+        given.brought,
         val_share,
         test_share,
     )
@@ -106,103 +120,213 @@ def resolve(
         leave_out_unlabeled(settled, ties)
 
     stays = ~settled.left_out
-    near = _near_table(found, images, settled, ties, pairs)
-    facts = _facts(found, known, images, settled, near)
-    facts["near_duplicate_sets_in_several_splits"] = _in_several_splits(settled, ties)
+    near = near_table(images, settled, ties, pairs)
+    facts = {
+        "splits_frozen": int((images.old & stays).sum()),
+        "splits_frozen_absent": given.absent,
+        "splits_frozen_overruled": given.overruled,
+        "duplicates": len(duplicates),
+        "conflicts": conflicts["sample_id"].nunique(),
+        "conflicts_for_review": int((images.disputed & stays).sum()),
+        "conflicts_frozen": int((images.disputed & (images.frozen != NO_SPLIT)).sum()),
+        "near_duplicates": len(near),
+        "near_duplicate_sets": near["set"].nunique(),
+        "groups": len(np.unique(group)),
+        "joined": int(settled.joined.sum()),
+        "left_out": int(settled.left_out.sum()),
+        "leaking_pairs": settled.leaking_pairs,
+        "leaking_groups": settled.leaking_groups,
+        "near_duplicate_sets_in_several_splits": straddling_sets(settled, ties),
+    }
+    grouped = replace(images, split=settled.split, group=images.sample_id[ties.sets(stays)])
     return Resolved(
-        position=images.position[stays],
-        label=images.label[stays],
-        split=settled.split[stays],
-        group=images.sample_id[ties.sets(stays)[stays]],
-        brought=known.splits_brought,
-        duplicates=images.duplicates,
+        samples=grouped.at(stays),
+        brought=given.brought,
+        duplicates=duplicates,
         near_duplicates=near,
-        conflicts=images.conflicts,
-        quarantine=[*images.quarantine, *_left_out(found, images, settled)],
+        conflicts=conflicts,
+        quarantine=[*contradicted, *_left_out(images, settled)],
         facts=facts,
         warnings=[
-            *_warnings_of_splits(known),
+            *_warnings_of_splits(given),
             *_warnings_of_ties(facts, settled, ties, leaked, pairs is not None and pairs.cut_short),
         ],
     )
 
 
-def _left_out(found: Found, images: Images, settled: Settled) -> Iterator[Quarantined]:
-    """A row of the quarantine for each image that is left out."""
+# --- exact duplicates --------------------------------------------------------------------------
+
+
+class Collapsed(NamedTuple):
+    """Every image once, and what became of its other copies.
+
+    Attributes
+    ----------
+    images : ascending by `sample_id`
+    member, group : int64 and uint64, K each; an image and a group that one of its copies is in
+    duplicates, conflicts : as in `Resolved`
+    contradicted : items whose label contradicts the image that is kept
+    """
+
+    images: Items
+    member: NDArray[np.int64]
+    group: NDArray[np.uint64]
+    duplicates: pd.DataFrame
+    conflicts: pd.DataFrame
+    contradicted: list[Quarantined]
+
+
+def collapse(items: Items) -> Collapsed:
+    """Keep one item of those with equal pixels: a frozen one, else the smallest `sample_id`.
+
+    It is a labelled one where there is one. It takes the split of its copies that comes first in
+    test, val, train, and belongs to the groups of all of them.
+
+    Where the labels differ, the source's own test split (else its validation, else the frozen ones)
+    decides if its copies agree: a ready-made split is used as it stands. Otherwise the image is kept
+    without a label, for a reviewer to look at. Copies under another label go to quarantine.
+    """
+    # Copies of one image side by side, the best one first.
+    unlabeled, is_frozen = items.label == NO_LABEL, items.frozen != NO_SPLIT
+    order = np.lexsort((items.sample_id, unlabeled, ~is_frozen, items.pixel_key))
+    keys = items.pixel_key[order]
+    start = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: len(keys)])
+    count = np.diff(np.append(start, len(order)))
+
+    chosen = order[start]
+    label = np.maximum.reduceat(items.label[order], start)
+    lowest = np.minimum.reduceat(np.where(unlabeled, np.iinfo(np.int32).max, items.label)[order], start)
+    conflict = (label != NO_LABEL) & (lowest != label)
+    protects = np.where(items.split == UNLABELED, np.int8(NO_SPLIT), items.split)
+    split = np.maximum.reduceat(protects[order], start)
+    split[label == NO_LABEL] = UNLABELED
+    for number in np.flatnonzero(conflict).tolist():
+        rows = order[start[number] : start[number] + count[number]]
+        label[number], split[number] = NO_LABEL, UNLABELED
+        if (row := _deciding(items, rows)) is not None:
+            chosen[number], label[number], split[number] = row, items.label[row], items.split[row]
+
+    copy_of = np.empty(len(order), np.int64)  # of each item the number of its image
+    copy_of[order] = np.repeat(np.arange(len(start)), count)
+    trains = np.logical_or.reduceat(items.trains[order], start)
+    old = np.logical_or.reduceat((is_frozen & (items.frozen == split[copy_of]))[order], start)
+    by_id = np.argsort(items.sample_id[chosen])
+    images = replace(
+        items.at(chosen[by_id]),
+        label=label[by_id],
+        split=split[by_id],
+        trains=(trains & (split == NO_SPLIT))[by_id],
+        old=old[by_id],
+        disputed=(conflict & (label == NO_LABEL))[by_id],
+    )
+    image = np.argsort(by_id)[copy_of]
+    grouped = order[items.group[order] != 0]
+    gone = np.flatnonzero(chosen[copy_of] != np.arange(len(items)))
+    contradicts = (items.label[gone] != NO_LABEL) & (items.label[gone] != label[copy_of[gone]])
+    claims = np.flatnonzero(conflict[copy_of] & ~unlabeled)
+    return Collapsed(
+        images,
+        image[grouped],
+        items.group[grouped],
+        _duplicates(items, gone[~contradicts], chosen[copy_of[gone[~contradicts]]]),
+        _conflicts(items, claims, chosen[copy_of[claims]]),
+        _contradicted(items, images, image, gone[contradicts]),
+    )
+
+
+def _deciding(items: Items, rows: NDArray[np.int64]) -> int | None:
+    """Find the copy that decides on the label of an image; None where the copies do not agree."""
+    for is_brought in (True, False):
+        for split in (TEST, VAL):
+            inside = rows[(items.split[rows] == split) & (items.brought[rows] | (not is_brought))]
+            if len(inside):
+                return int(inside[0]) if len(np.unique(items.label[inside])) == 1 else None
+    return None
+
+
+def _duplicates(items: Items, rows: NDArray[np.int64], chosen: NDArray[np.int64]) -> pd.DataFrame:
+    """Make the table of duplicates, sorted by `sample_id` and then as the source has them."""
+    order = np.lexsort((rows, items.sample_id[rows]))
+    rows, chosen = rows[order], chosen[order]
+    columns = {
+        "sample_id": hex_ids(items.sample_id[rows]),
+        "source": items.sources(rows),
+        "label": items.label_names(items.label[rows]),
+        "split": split_names(items.split[rows]),
+        "kept_id": hex_ids(items.sample_id[chosen]),
+        "kept_source": items.sources(chosen),
+    }
+    return text_table(columns, DUPLICATE_COLUMNS)
+
+
+def _conflicts(items: Items, rows: NDArray[np.int64], chosen: NDArray[np.int64]) -> pd.DataFrame:
+    """Make the table of conflicts, sorted by all of its columns."""
+    columns = {
+        "sample_id": hex_ids(items.sample_id[chosen]),
+        "label": items.label_names(items.label[rows]),
+        "source": items.sources(rows),
+        "split": split_names(items.frozen[chosen]),
+    }
+    return text_table(columns, CONFLICT_COLUMNS).sort_values(CONFLICT_COLUMNS, ignore_index=True)
+
+
+def _contradicted(
+    items: Items, images: Items, image: NDArray[np.int64], rows: NDArray[np.int64]
+) -> list[Quarantined]:
+    """Make a row of the quarantine for each copy under another label than the image's that is kept.
+
+    `image` is the row in `images` that each item is a copy of.
+    """
+    claimed: dict[int, set[int]] = {number: set() for number in image[rows].tolist()}
+    labelled = np.flatnonzero(np.isin(image, list(claimed)) & (items.label != NO_LABEL))
+    for number, label in zip(image[labelled].tolist(), items.label[labelled].tolist(), strict=True):
+        claimed[number].add(label)
+    details = {}
+    for number, labels in claimed.items():
+        names = sorted(items.classes[label] for label in labels)
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        label = images.label[number]
+        how = "without a label" if label == NO_LABEL else f"as {items.classes[label]}"
+        details[number] = (
+            f"the same pixels under {', '.join(names[:_NAMED])}{more}; one of them goes on {how}"
+        )
+    return [
+        Quarantined(path, "conflicting_labels", f"{details[number]}: {chosen}")
+        for path, number, chosen in zip(
+            items.sources(rows), image[rows].tolist(), images.sources(image[rows]), strict=True
+        )
+    ]
+
+
+# --- tables and warnings -----------------------------------------------------------------------
+
+
+def _left_out(images: Items, settled: Settled) -> Iterator[Quarantined]:
+    """Make a row of the quarantine for each image that is left out."""
     refused = sorted(settled.refused, key=lambda row: row.image)
-    paths = sources(found, images.position[np.array([row.image for row in refused], np.int64)])
-    others = [image for row in refused for image, _ in row.beside]
-    named = dict(zip(others, sources(found, images.position[np.array(others, np.int64)]), strict=True))
+    paths = images.sources(np.array([row.image for row in refused], np.int64))
+    others = [image for row in refused for image, _ in row.tied_to]
+    named = dict(zip(others, images.sources(np.array(others, np.int64)), strict=True))
     for row, path in zip(refused, paths, strict=True):
-        beside = " and ".join(f"{named[image]} in {SPLITS[split]}" for image, split in row.beside)
-        yield Quarantined(path, row.reason, _TIED[row.how].format(beside))
+        tied_to = " and ".join(f"{named[image]} in {SPLITS[split]}" for image, split in row.tied_to)
+        yield Quarantined(path, row.reason, _TIED[row.how].format(tied_to))
 
 
-def _near_table(
-    found: Found, images: Images, settled: Settled, ties: Ties, pairs: Pairs | None
-) -> pd.DataFrame:
-    types = dict.fromkeys(NEAR_COLUMNS, "str") | {"set": "int64", "similarity": "float32"}
-    if pairs is None:
-        return pd.DataFrame(columns=NEAR_COLUMNS).astype(types)
-    near = near_duplicates(settled, ties, pairs)
-    table = {
-        "sample_id": hex_ids(images.sample_id[near.image]),
-        "source": sources(found, images.position[near.image]),
-        "label": label_names(found, images.label[near.image]),
-        "split": split_names(settled.split[near.image]),
-        "set": near.number,
-        "nearest_id": hex_ids(images.sample_id[near.nearest]),
-        "similarity": near.similarity,
-        "outcome": near.outcome,
-    }
-    return pd.DataFrame(table, columns=NEAR_COLUMNS).astype(types)
-
-
-def _facts(
-    found: Found, known: Known, images: Images, settled: Settled, near: pd.DataFrame
-) -> dict[str, int]:
-    return {
-        "splits_frozen": int((images.old & ~settled.left_out).sum()),
-        "splits_frozen_absent": known.absent,
-        "splits_frozen_overruled": known.overruled,
-        "duplicates": len(images.duplicates),
-        "conflicts": images.conflicts["sample_id"].nunique(),
-        "conflicts_for_review": int((images.disputed & ~settled.left_out).sum()),
-        "conflicts_frozen": int((images.disputed & images.frozen).sum()),
-        "near_duplicates": len(near),
-        "near_duplicate_sets": near["set"].nunique(),
-        "groups": len(np.unique(found.group[found.group != 0])),
-        "joined": int(settled.joined.sum()),
-        "left_out": int(settled.left_out.sum()),
-        "leaking_pairs": settled.leaking_pairs,
-        "leaking_groups": settled.leaking_groups,
-    }
-
-
-def _in_several_splits(settled: Settled, ties: Ties) -> int:
-    """How many sets of near-duplicates are in more than one of train, val and test after all."""
-    inside = settled.rank >= 0
-    sets = ties.sets(inside, only_pairs=True)[inside]
-    splits = np.zeros((ties.images, 3), np.bool_)
-    splits[sets, settled.rank[inside]] = True
-    return int((splits.sum(axis=1) > 1).sum())
-
-
-def _warnings_of_splits(known: Known) -> Iterator[str]:
-    if known.absent:
-        yield f"{known.absent} rows of the frozen splits are for samples that are not in the source"
-    if known.overruled:
+def _warnings_of_splits(given: GivenSplits) -> Iterator[str]:
+    if given.absent:
+        yield f"{given.absent} rows of the frozen splits are for samples that are not in the source"
+    if given.overruled:
         yield (
-            f"{known.overruled} rows of the frozen splits name another split than the source brings: "
+            f"{given.overruled} rows of the frozen splits name another split than the source brings: "
             "the source's is taken"
         )
-    if known.unscored:
+    if given.unscored:
         yield (
-            f"{known.unscored} files that the source puts in validation or test have no label: "
+            f"{given.unscored} files that the source puts in validation or test have no label: "
             "they are unlabeled, as nothing can be scored on them"
         )
-    if known.unused_labels:
-        yield f"{known.unused_labels} files have a label, but the source calls them unlabeled: it is not used"
+    if given.unused_labels:
+        yield f"{given.unused_labels} files have a label, but the source calls them unlabeled: it is not used"
 
 
 def _warnings_of_ties(

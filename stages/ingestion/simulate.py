@@ -1,4 +1,4 @@
-"""Known problems, planted in training and validation so that the pipeline can be scored.
+"""Plant known problems in training and validation, so that the pipeline can be scored.
 
 Every choice follows from the seed and a sample's id alone, not from the order of files; and a
 choice is nested: with more noise the labels that were wrong stay wrong, with a higher limit the
@@ -42,7 +42,7 @@ class Planted:
 
 
 def no_truth() -> pd.DataFrame:
-    """The truth where nothing was planted: no rows, the same columns and dtypes."""
+    """Return the truth where nothing was planted: no rows, the same columns and dtypes."""
     return pd.DataFrame({name: pd.Series(dtype=_TRUTH_DTYPES[name]) for name in TRUTH_COLUMNS})
 
 
@@ -112,7 +112,7 @@ def plant(
 def _removed(
     samples: pd.DataFrame, classes: Sequence[str], seed: int, imbalance: float, max_per_class: int | None
 ) -> set[str]:
-    """The ids that the long tail takes away."""
+    """Choose the ids that the long tail takes away."""
     ids = {
         (split, name): rows["sample_id"].tolist()
         for (split, name), rows in samples.groupby(["split", "label"])
@@ -133,15 +133,15 @@ def _removed(
 def _wrong_labels(
     rows: pd.DataFrame, classes: Sequence[str], seed: int, label_noise: float
 ) -> dict[str, str]:
-    """The wrong label of each id that gets one."""
+    """Choose ids, and a wrong label for each."""
     labels = dict(zip(rows["sample_id"], rows["label"], strict=True))
     chosen = hash_order(labels, f"{seed}/noise")[: round(label_noise * len(labels))]
     return {
-        sample_id: _other_class(labels[sample_id], classes, f"{seed}/{sample_id}") for sample_id in chosen
+        sample_id: _wrong_class(labels[sample_id], classes, f"{seed}/{sample_id}") for sample_id in chosen
     }
 
 
-def _other_class(label: str, classes: Sequence[str], key: str) -> str:
+def _wrong_class(label: str, classes: Sequence[str], key: str) -> str:
     others = [name for name in classes if name != label]
     digest = hashlib.sha256(f"{key}/other".encode()).digest()
     return others[int.from_bytes(digest[:8], "little") % len(others)]

@@ -1,6 +1,6 @@
-"""What is known of the splits before any is dealt: what the source says, and what people froze.
+"""Read and write frozen splits, put them together with the source's own, and deal the rest.
 
-Images without a split are dealt: stratified by class, in groups, by hash and not by order.
+Images without a split are dealt stratified by class, in groups, by hash and not by order.
 """
 
 from __future__ import annotations
@@ -11,26 +11,25 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stages.dataset.ids import SPLITS, Split, number_of
 from stages.errors import WinnowError
-from stages.ingestion.blocks import NO_LABEL, NO_SPLIT, SPLIT_CODE
+from stages.ingestion.items import NO_LABEL, NO_SPLIT, SPLIT_CODE, TEST, TRAIN, UNLABELED, VAL, Items
 
 HEADER = ["sample_id", "split"]
-TRAIN, VAL, TEST, UNLABELED = (SPLIT_CODE[name] for name in SPLITS)  # of two, the larger protects more
 _DEALT: tuple[Split, ...] = ("train", "val", "test")
 _ID = re.compile(r"[0-9a-f]{16}")
 _ROWS = 65536  # that are Python objects at once
-_ROWS_AT_ONCE = 65536  # that are Python objects at once
 
 
 def hash_order(ids: Iterable[str], purpose: str) -> list[str]:
-    """Ids in an order that looks random, and that neither their order nor other ids change."""
+    """Sort ids into an order that looks random, and that neither their order nor other ids change."""
     return sorted(ids, key=lambda sample_id: hashlib.sha256(f"{purpose}/{sample_id}".encode()).digest())
 
 
@@ -54,7 +53,7 @@ class FrozenSplits:
         return len(self.sample_id)
 
     def lookup(self, ids: NDArray[np.uint64]) -> NDArray[np.int8]:
-        """The split of each id as an index into `ids.SPLITS`, `NO_SPLIT` where it is not frozen."""
+        """Return the split of each id as an index into `ids.SPLITS`, `NO_SPLIT` where it is not frozen."""
         if not len(self):
             return np.full(len(ids), NO_SPLIT, np.int8)
         row = np.minimum(np.searchsorted(self.sample_id, ids), len(self) - 1)
@@ -62,7 +61,7 @@ class FrozenSplits:
 
 
 def read_frozen(path: Path) -> FrozenSplits:
-    """Splits by `sample_id` from a CSV of the columns `sample_id,split`.
+    """Read splits by `sample_id` from a CSV of the columns `sample_id,split`.
 
     Raises
     ------
@@ -143,69 +142,59 @@ def write_frozen(path: Path, sample_id: NDArray[np.uint64], split: NDArray[np.in
 # --- what is known before any is dealt ---------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Known:
-    """What is known of the rows' splits before any is dealt; arrays of N.
+class GivenSplits(NamedTuple):
+    """What is known of the splits before any is dealt.
 
     Attributes
     ----------
-    label : int32; `NO_LABEL` also where the source says that the row has none to use
-    split : int8; index into `ids.SPLITS`, `NO_SPLIT` where it is to be dealt
-    brought : bool; the split is what the source brings
-    trains : bool; to be dealt, and the source calls it training
-    frozen : int8; the frozen split, `NO_SPLIT` where there is none
-    splits_brought : the splits that the source itself brings
+    brought : the splits that the source itself brings
     overruled : rows of the frozen splits that name another split than the source brings
     absent : rows of the frozen splits for samples that are not there
-    unscored : rows that the source puts in validation or test without a label
-    unused_labels : rows with a label that the source calls unlabeled
+    unscored : items that the source puts in validation or test without a label
+    unused_labels : items with a label that the source calls unlabeled
     """
 
-    label: NDArray[np.int32]
-    split: NDArray[np.int8]
-    brought: NDArray[np.bool_]
-    trains: NDArray[np.bool_]
-    frozen: NDArray[np.int8]
-    splits_brought: frozenset[Split]
+    brought: frozenset[Split]
     overruled: int
     absent: int
     unscored: int
     unused_labels: int
 
 
-def assign(
-    sample_id: NDArray[np.uint64], label: NDArray[np.int32], split: NDArray[np.int8], frozen: FrozenSplits
-) -> Known:
+def assign(items: Items, frozen: FrozenSplits) -> tuple[Items, GivenSplits]:
     """Put together what the source brings and what people froze.
 
     What the source calls training stays open where it brings no validation or no test split:
     those have to come from somewhere. A split without labels is none: it cannot be scored.
 
-    Parameters
-    ----------
-    sample_id, label, split : columns of `found.Found`
-    frozen : what people decided
+    Returns
+    -------
+    The items with `brought`, `trains` and `frozen`; `label` and `split` are what is known. And counts.
     """
+    sample_id, label, split = items.sample_id, items.label, items.split
     unlabeled = (label == NO_LABEL) | (split == UNLABELED)
     codes = np.unique(split[~unlabeled])
     brought = frozenset(SPLITS[code] for code in codes.tolist() if code != NO_SPLIT)
     complete = {"val", "test"} <= brought
     given = (split != NO_SPLIT) & ((split != TRAIN) | complete) & ~unlabeled
     wanted = frozen.lookup(sample_id)
-    there = wanted != NO_SPLIT
+    is_frozen = wanted != NO_SPLIT
     # A source that has come to bring all splits does not make training images of old test images.
     given &= ~((split == TRAIN) & ((wanted == VAL) | (wanted == TEST)))
     known = np.where(given, split, wanted)
     known[unlabeled] = UNLABELED
-    return Known(
+    assigned = replace(
+        items,
         label=np.where(unlabeled, np.int32(NO_LABEL), label),
         split=known,
         brought=given,
         trains=(known == NO_SPLIT) & (split == TRAIN),
         frozen=wanted,
-        splits_brought=brought,
-        overruled=len(np.unique(sample_id[given & there & (wanted != split)])),
-        absent=len(frozen) - len(np.unique(sample_id[there])),
+    )
+    return assigned, GivenSplits(
+        brought=brought,
+        overruled=len(np.unique(sample_id[given & is_frozen & (wanted != split)])),
+        absent=len(frozen) - len(np.unique(sample_id[is_frozen])),
         unscored=int(((label == NO_LABEL) & ((split == VAL) | (split == TEST))).sum()),
         unused_labels=int(((label != NO_LABEL) & (split == UNLABELED)).sum()),
     )
@@ -275,7 +264,7 @@ def deal(
 
 
 def _targets(total: NDArray[np.int64], shares: dict[int, float]) -> NDArray[np.int64]:
-    """How many images of each class should be in train, val and test; int64, classes×3."""
+    """Compute how many images of each class should be in train, val and test; int64, classes×3."""
     targets = np.zeros((len(total), 3), np.int64)
     spare = np.maximum(total - 1, 0)
     for code, share in shares.items():
@@ -287,12 +276,12 @@ def _targets(total: NDArray[np.int64], shares: dict[int, float]) -> NDArray[np.i
 
 
 def _ranks(sample_id: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The first 64 bits by which `hash_order` sorts the ids, for the purpose of `split`."""
+    """Compute the first 64 bits by which `hash_order` sorts the ids, for the purpose of `split`."""
     ranks = np.empty(len(sample_id), np.uint64)
-    for start in range(0, len(ranks), _ROWS_AT_ONCE):
-        numbers = sample_id[start : start + _ROWS_AT_ONCE].tolist()
+    for start in range(0, len(ranks), _ROWS):
+        numbers = sample_id[start : start + _ROWS].tolist()
         digests = [hashlib.sha256(f"split/{number:016x}".encode()).digest()[:8] for number in numbers]
-        ranks[start : start + _ROWS_AT_ONCE] = np.frombuffer(b"".join(digests), ">u8")
+        ranks[start : start + _ROWS] = np.frombuffer(b"".join(digests), ">u8")
     return ranks
 
 
@@ -333,7 +322,7 @@ def _units(
 def _deal_units(
     units: _Units, have: NDArray[np.int64], targets: NDArray[np.int64], options: list[int]
 ) -> list[int]:
-    """The split of each unit; `have`, the images of each class by split, is brought up to date."""
+    """Choose the split of each unit; `have`, the images of each class by split, is brought up to date."""
     chosen: list[int] = []
     held, wanted = have.tolist(), targets.tolist()  # plain lists are quicker than arrays one by one
     for counts in units.counts:
@@ -346,7 +335,7 @@ def _deal_units(
 
 
 def _cost(counts: Counter[int], code: int, held: list[list[int]], wanted: list[list[int]]) -> float:
-    """By how much a unit in a split raises the split's squared deviation, by target."""
+    """Compute by how much a unit in a split raises the split's squared deviation, by target."""
     cost = 0.0
     for index, count in counts.items():
         target = wanted[index][code]
@@ -379,7 +368,7 @@ def _deal_singles(
     targets: NDArray[np.int64],
     shares: dict[int, float],
 ) -> NDArray[np.int8]:
-    """The split of each single image: each class's first by rank test, the next validate."""
+    """Choose the split of each single image: each class's first by rank test, the next validate."""
     order = np.lexsort((sample_id, _ranks(sample_id), label))
     counts = np.bincount(label, minlength=len(have))
     start = np.cumsum(counts) - counts

@@ -1,38 +1,40 @@
-"""Processes that read and decode, one for every core, and what happens when one of them dies.
+"""Read and decode blocks in a process for every core, and lose one image, not the run, where one crashes.
 
-Not `multiprocessing`: its processes import the main program with all that it imports, and one that
-dies ends the whole pool of `concurrent.futures`. Here a process that dies is replaced, its block is
-done again step by step, and the item that it died of becomes a row of the quarantine.
+The processes are loky's, which import neither the main program nor what it has imported. Where one dies,
+all that were at work end; each block that was on its way is read again in a process by itself that notes
+every step before it takes it, and the item that it dies of becomes a row of the quarantine.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import queue
+import signal
+import struct
 import subprocess
 import sys
-import tempfile
 import threading
-from collections import deque
+import time
+import warnings
+from collections.abc import Set
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
+
+import cv2
+from joblib.externals.loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
 
 from stages.errors import WinnowError
-from stages.ingestion.blocks import BlockResult
-from stages.ingestion.messages import Failed, Setup, Step, Task, receive, send
+from stages.ingestion.blocks import BlockResult, Output, cannot_write, read_block
 from stages.ingestion.source import Payload
 
-_AHEAD = 2  # tasks that a process has at once: it need not wait for the next
 _STARTS = 3  # attempts to start a process
 _MAX_CRASHES = 100  # then it is not the images: too little memory, or a broken library
-_ROOT = Path(__file__).parents[2]  # where `stages` is found
+_ORPHAN_SECONDS = 0.5  # between a process's looks at whether its parent is still there
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-_GONE = (EOFError, OSError)
+_STEP = struct.Struct("<q?")  # an item's position in its block, and whether it has been read
 
-_Job = tuple[Task, "Future[BlockResult]"]
+_output: Output  # of a worker process
 
 
 def cores() -> int:
@@ -42,220 +44,148 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+@dataclass(frozen=True)
+class Job:
+    """A block on its way through a `Pool`; `start` is the place of its first item."""
+
+    start: int
+    payload: Payload
+    future: Future[BlockResult]
+
+
 class Pool:
     """Worker processes; they start at once, and end with the `with` block or with this process.
 
     Parameters
     ----------
     count : how many
-    setup : what they are to make
+    output : the squares and thumbnails that they write
     """
 
-    def __init__(self, count: int, setup: Setup) -> None:
+    def __init__(self, count: int, output: Output) -> None:
         self.count = count
-        self.jobs: queue.Queue[_Job | None] = queue.Queue()
-        self._setup = setup
-        self._lock = threading.Lock()
-        self._processes: set[_Process] = set()
-        self._closed = False
+        self.output = output
         self._crashes = 0
-        self._feeders = [_Feeder(self) for _ in range(count)]
-        for feeder in self._feeders:
-            feeder.start()
+        self._executor = _start(count, output)
 
     def __enter__(self) -> Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._executor.shutdown(wait=True, kill_workers=True)
 
-    def submit(self, start: int, payload: Payload) -> Future[BlockResult]:
-        """Have a block read by whichever process is free; see `blocks.read_block`.
+    def submit(self, start: int, payload: Payload) -> Job:
+        """Have a block read by whichever process is free; see `blocks.read_block`."""
+        try:
+            future = self._executor.submit(_read, start, payload)
+        except TerminatedWorkerError:
+            self._executor.shutdown(wait=True, kill_workers=True)
+            self._executor = _start(self.count, self.output)
+            future = self._executor.submit(_read, start, payload)
+        return Job(start, payload, future)
 
-        The future brings a WinnowError where processes do not start, crash again and again, or
-        cannot write.
-        """
-        future: Future[BlockResult] = Future()
-        self.jobs.put((Task(start, payload), future))
-        return future
-
-    def close(self) -> None:
-        """End all processes. Tasks that are not done are given up."""
-        with self._lock:
-            self._closed = True
-            for process in self._processes:
-                process.kill()
-        for _ in self._feeders:
-            self.jobs.put(None)
-        for feeder in self._feeders:
-            feeder.join()
-
-    def start(self) -> _Process:
-        """A process that is ready for tasks."""
-        for _ in range(_STARTS):
-            with self._lock:
-                if self._closed:
-                    raise _ClosedError
-                process = _Process(self._setup)
-                self._processes.add(process)
-            try:
-                process.receive()
-            except _GONE:
-                said = process.last_words()
-                self.end(process)
-            else:
-                return process
-        raise WinnowError(f"the processes that decode images end as they start: {said}")
-
-    def end(self, process: _Process) -> None:
-        """Wait for a process to be gone."""
-        with self._lock:
-            self._processes.discard(process)
-        process.end()
-
-    def note_crash(self) -> None:
-        """Count a process that died of an item.
+    def result(self, job: Job) -> BlockResult:
+        """Wait for a block.
 
         Raises
         ------
         WinnowError
-            Where there have been too many.
+            Where processes do not start, crash again and again, or cannot write.
         """
-        with self._lock:
+        try:
+            return job.future.result()
+        except TerminatedWorkerError:
+            return self._read_again(job)
+        except OSError as error:
+            raise WinnowError(cannot_write(self.output, error)) from None
+
+    def _read_again(self, job: Job) -> BlockResult:
+        """Read a block step by step, in a new process after each crash, without what it died of."""
+        steps = self.output.squares.path.with_name("steps")
+        crashed: set[int] = set()
+        limit, starts = None, 0
+        while starts < _STARTS:
+            steps.write_bytes(b"")
+            executor = _start(1, self.output)
+            try:
+                arguments = job.start, job.payload, frozenset(crashed), limit, steps
+                return executor.submit(_read, *arguments).result()
+            except TerminatedWorkerError:
+                step = steps.read_bytes()
+            except OSError as error:
+                raise WinnowError(cannot_write(self.output, error)) from None
+            finally:
+                executor.shutdown(wait=True, kill_workers=True)
+            if not step:
+                starts += 1
+                continue
             self._crashes += 1
             if self._crashes > _MAX_CRASHES:
                 raise WinnowError(
                     f"the processes that decode images crashed more than {_MAX_CRASHES} times: "
                     "see whether there is enough memory, and whether Pillow and OpenCV are in order"
                 )
-
-
-class _Feeder(threading.Thread):
-    """Gives one process its tasks and takes its answers."""
-
-    def __init__(self, pool: Pool) -> None:
-        super().__init__(name="worker-feeder", daemon=True)
-        self._pool = pool
-        self._process: _Process | None = None
-        self._waiting: deque[_Job] = deque()
-
-    def run(self) -> None:
-        """Work until the pool closes; after an error, hand it on to whoever waits."""
-        try:
-            self._process = self._pool.start()
-            self._work()
-        except Exception as error:
-            for _, future in self._waiting:
-                future.set_exception(error)
-            while (job := self._pool.jobs.get()) is not None:
-                job[1].set_exception(error)
-        finally:
-            if self._process is not None:
-                self._pool.end(self._process)
-
-    def _work(self) -> None:
-        while self._fill():
-            try:
-                answer = self._running.receive()
-            except _GONE:
-                self._recover()
+            index, has_read = _STEP.unpack(step)
+            if has_read:
+                crashed.add(index)
             else:
-                self._deliver(answer)
-
-    @property
-    def _running(self) -> _Process:
-        assert self._process is not None  # noqa: S101  (`run` starts it first)
-        return self._process
-
-    def _fill(self) -> bool:
-        """Send tasks ahead; False when the pool closes."""
-        while len(self._waiting) < _AHEAD:
-            try:
-                job = self._pool.jobs.get(block=not self._waiting)
-            except queue.Empty:
-                break
-            if job is None:
-                return False
-            self._waiting.append(job)
-            with contextlib.suppress(OSError):  # it has died: there will be no answer
-                self._running.send(job[0])
-        return True
-
-    def _deliver(self, answer: object) -> None:
-        if isinstance(answer, Failed):
-            raise RuntimeError(answer.trace) if answer.trace else WinnowError(answer.reason)
-        self._waiting.popleft()[1].set_result(cast(BlockResult, answer))
-
-    def _recover(self) -> None:
-        """Do all that a dead process had to do in a new one, step by step."""
-        self._restart()
-        while self._waiting:
-            self._deliver(self._step_by_step(replace(self._waiting[0][0], crashed=frozenset())))
-
-    def _step_by_step(self, task: Task) -> object:
-        while True:
-            step: object = None
-            try:
-                self._running.send(task)
-                while isinstance(answer := self._running.receive(), Step):
-                    step = answer
-                return answer
-            except _GONE:
-                self._pool.note_crash()
-                self._restart()
-            if isinstance(step, Step) and step.has_read:
-                task = replace(task, crashed=(task.crashed or frozenset()) | {step.index})
-            else:
-                task = replace(task, limit=step.index if isinstance(step, Step) else 0)
-
-    def _restart(self) -> None:
-        self._pool.end(self._running)
-        self._process = None
-        self._process = self._pool.start()
+                limit = index
+        raise WinnowError(f"the processes that decode images end as they start: {_why_none_starts()}")
 
 
-class _Process:
-    """One worker process."""
-
-    def __init__(self, setup: Setup) -> None:
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `end`)
-        paths = [str(_ROOT), *(entry or str(Path.cwd()) for entry in sys.path)]
-        self._popen = subprocess.Popen(
-            [sys.executable, "-P", "-m", "stages.ingestion.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            env={**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(paths)},
-        )
-        self._orders = cast(BinaryIO, self._popen.stdin)
-        self._answers = cast(BinaryIO, self._popen.stdout)
-        with contextlib.suppress(OSError):  # it has died: there will be no answer
-            self.send(setup)
-
-    def send(self, message: object) -> None:
-        send(self._orders, message)
-
-    def receive(self) -> Any:
-        return receive(self._answers)
-
-    def kill(self) -> None:
-        self._popen.kill()
-
-    def last_words(self) -> str:
-        """The last line it wrote to its standard error."""
-        self._popen.wait()
-        self._stderr.seek(0)
-        lines = self._stderr.read().decode("utf-8", "replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "they say nothing")
-
-    def end(self) -> None:
-        self._popen.kill()
-        self._popen.wait()
-        with contextlib.suppress(OSError):  # what was on its way
-            self._orders.close()
-        self._answers.close()
-        self._stderr.close()
+def _start(count: int, output: Output) -> Any:
+    """Start loky's processes; without tasks to come they would wait for the first one."""
+    executor = ProcessPoolExecutor(
+        count, initializer=_initialise, initargs=(os.getpid(), output), env=_ONE_THREAD
+    )
+    executor.submit(os.getpid)
+    return executor
 
 
-class _ClosedError(Exception):
-    """The pool was closed while a process was to start."""
+def _why_none_starts() -> str:
+    """The last line that a Python process writes which imports what the workers do."""
+    code = f"import sys; sys.path[:] = {sys.path!r}; import {__name__}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    lines = [line.strip() for line in done.stderr.decode("utf-8", "replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "they say nothing"
+
+
+# --- in a worker process -----------------------------------------------------------------------
+
+
+def _initialise(parent: int, output: Output) -> None:
+    global _output  # noqa: PLW0603  (what a process is told once, not with every block)
+    _output = output
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process decides
+    nowhere = os.open(os.devnull, os.O_RDWR)  # what a library prints must not get into the progress bar
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    cv2.setNumThreads(1)  # there is a process for every core already
+    warnings.simplefilter("ignore")  # what a bad file gives rise to, quarantine says better
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has ended, however that one ended."""
+    while os.getppid() == parent:
+        time.sleep(_ORPHAN_SECONDS)
+    os._exit(0)
+
+
+def _read(
+    start: int,
+    payload: Payload,
+    crashed: Set[int] = frozenset(),
+    limit: int | None = None,
+    steps: Path | None = None,
+) -> BlockResult:
+    """Read a block (see `blocks.read_block`), and note every step in a file where one is named."""
+    if steps is None:
+        return read_block(payload, start, _output)
+    with steps.open("r+b", buffering=0) as file:
+
+        def note(index: int, has_read: bool) -> None:
+            file.seek(0)
+            file.write(_STEP.pack(index, has_read))
+
+        return read_block(payload, start, _output, crashed=crashed, limit=limit, watch=note)

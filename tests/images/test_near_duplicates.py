@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from stages.images import near_duplicates
-from stages.images.near_duplicates import RADIUS, Pairs, components, near_pairs
+from stages.images.near_duplicates import RADIUS, Pairs, connected_components, near_pairs
 from stages.images.perceptual import perceptual_hashes
 
 SIMILARITY = 0.85
@@ -258,7 +258,7 @@ def test_images_of_equal_hash_are_joined_without_comparing_all_with_all() -> Non
     count = 5000
     reader = Reader()
     pairs = near_pairs(np.full(count, 77, np.uint64), np.zeros(count, bool), reader, SIMILARITY)
-    assert len(set(components(count, pairs.first, pairs.second).tolist())) == 1
+    assert len(set(connected_components(count, pairs.first, pairs.second).tolist())) == 1
     assert len(pairs) < 10 * count
     assert reader.most <= 4096
 
@@ -268,7 +268,7 @@ def test_a_crowd_of_near_hashes_is_joined_without_comparing_all_with_all() -> No
     flips = np.random.default_rng(0).random((count, 64)) < 0.05
     hashes = np.packbits(flips, axis=1).view("<u8")[:, 0].astype(np.uint64)
     pairs = by_hash(hashes)
-    largest = np.bincount(components(count, pairs.first, pairs.second)).max()
+    largest = np.bincount(connected_components(count, pairs.first, pairs.second)).max()
     assert largest > 0.99 * count
     assert len(pairs) < 50 * count
     assert pairs.cut_short
@@ -283,13 +283,13 @@ def test_what_is_found_does_not_depend_on_how_many_other_images_there_are() -> N
 
 
 def test_components_are_what_edges_connect() -> None:
-    labels = components(6, np.array([0, 1, 4]), np.array([1, 2, 5]))
+    labels = connected_components(6, np.array([0, 1, 4]), np.array([1, 2, 5]))
     assert labels.dtype == np.int64
     assert labels[0] == labels[1] == labels[2]
     assert labels[4] == labels[5]
     assert len(set(labels.tolist())) == 3
     none = np.empty(0, np.int64)
-    assert len(set(components(3, none, none).tolist())) == 3
+    assert len(set(connected_components(3, none, none).tolist())) == 3
 
 
 @pytest.mark.parametrize("up_to", [0, 2**17])

@@ -25,6 +25,7 @@ from stages.ingestion.blocks import (
     BlockResult,
     Output,
     RowFile,
+    Shape,
     open_output,
     pixel_key,
     read_block,
@@ -46,7 +47,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def output(folder: Path, size: int = 8, color: str = "rgb", resize: str = "crop") -> Output:
-    return open_output(folder / "squares", folder / "thumbs", size, color, resize)
+    return open_output(folder, Shape(size, color, resize))
 
 
 def fields(result: BlockResult) -> dict[str, object]:

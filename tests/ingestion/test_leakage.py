@@ -6,14 +6,13 @@ from collections.abc import Collection, Sequence
 from typing import Literal
 
 import numpy as np
-from found_rows import pairs_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from item_rows import Row, items_of, pairs_of
 
-from stages.dataset.ids import SPLITS
-from stages.ingestion.blocks import NO_SPLIT, SPLIT_CODE
-from stages.ingestion.leakage import Settled, Ties, leave_out_unlabeled, near_duplicates, settle, tie
-from stages.ingestion.splits import TEST, TRAIN, UNLABELED, VAL
+from stages.dataset.ids import SPLITS, number_of
+from stages.ingestion.items import NO_SPLIT, SPLIT_CODE, TEST, TRAIN, UNLABELED, VAL
+from stages.ingestion.leakage import Settled, Ties, leave_out_unlabeled, near_table, settle, tie
 
 Leaked = Literal["leave_out", "keep"]
 
@@ -46,7 +45,7 @@ def names(result: Settled) -> list[str | None]:
 
 def refusals(result: Settled) -> list[tuple[int, str, list[tuple[int, str]], str]]:
     rows = sorted(result.refused, key=lambda row: row.image)
-    return [(r.image, r.reason, [(i, SPLITS[s]) for i, s in r.beside], r.how) for r in rows]
+    return [(r.image, r.reason, [(i, SPLITS[s]) for i, s in r.tied_to], r.how) for r in rows]
 
 
 def test_the_training_copy_of_a_test_image_is_left_out() -> None:
@@ -180,12 +179,12 @@ def test_what_became_of_each_near_duplicate() -> None:
     ties = tie(9, pairs, np.zeros(0, np.int64), np.zeros(0, np.uint64))
     splits = ["test", None, None, "train", "test", None, "train", "train", None]
     result = settled(splits, ties, old=[0], brought=["val"])
-    near = near_duplicates(result, ties, pairs)
-    assert near.image.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
-    assert near.number.tolist() == [0, 0, 0, 1, 1, 0, 2, 2]
-    assert near.nearest.tolist() == [1, 2, 1, 4, 3, 2, 7, 6]
-    assert near.similarity[2] == np.float32(0.95)
-    assert near.outcome.tolist() == [
+    near = near_table(items_of([Row(number) for number in range(9)]), result, ties, pairs)
+    assert [number_of(key) for key in near["sample_id"]] == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert near["set"].tolist() == [0, 0, 0, 1, 1, 0, 2, 2]
+    assert [number_of(key) for key in near["nearest_id"]] == [1, 2, 1, 4, 3, 2, 7, 6]
+    assert near["similarity"][2] == np.float32(0.95)
+    assert near["outcome"].tolist() == [
         "grouped", "joined", "joined", "left_out", "kept", "joined", "grouped", "grouped",
     ]  # fmt: skip
 

@@ -8,26 +8,25 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from found_rows import Row, found_of, frozen_of, pairs_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from item_rows import Row, frozen_of, items_of, pairs_of
 
 from stages.dataset.ids import SPLITS, hex_ids
 from stages.images.near_duplicates import Pairs
-from stages.ingestion.blocks import NO_LABEL
-from stages.ingestion.resolve import NEAR_COLUMNS, Resolved, resolve
-from stages.ingestion.splits import TEST, UNLABELED, VAL
+from stages.ingestion.items import NO_LABEL, TEST, UNLABELED, VAL, Items
+from stages.ingestion.leakage import NEAR_COLUMNS
+from stages.ingestion.resolve import Resolved, resolve
 
 Leaked = Literal["leave_out", "keep"]
 Alike = Sequence[tuple[int, int]]
 
 
-def finder(rows: Sequence[Row], alike: Alike) -> Callable[[NDArray[np.int64]], Pairs]:
+def finder(rows: Sequence[Row], alike: Alike) -> Callable[[Items], Pairs]:
     """Finds pairs of images by the pixels of each (by default its id), as the scan's thumbnails would."""
 
-    def find(positions: NDArray[np.int64]) -> Pairs:
-        chosen = [rows[position] for position in positions.tolist()]
+    def find(images: Items) -> Pairs:
+        chosen = [rows[place] for place in images.place.tolist()]
         place = {row.id if row.pixels is None else row.pixels: number for number, row in enumerate(chosen)}
         there = {
             tuple(sorted((place[a], place[b]))) for a, b in alike if a in place and b in place and a != b
@@ -45,7 +44,7 @@ def resolved(
     shares: tuple[float, float] = (0.1, 0.2),
 ) -> Resolved:
     return resolve(
-        found_of(rows),
+        items_of(rows),
         frozen_of(frozen or {}),
         None if alike is None else finder(rows, alike),
         val_share=shares[0],
@@ -56,12 +55,16 @@ def resolved(
 
 def splits(rows: Sequence[Row], result: Resolved) -> dict[int, str]:
     return {
-        rows[p].id: SPLITS[s] for p, s in zip(result.position.tolist(), result.split.tolist(), strict=True)
+        rows[p].id: SPLITS[s]
+        for p, s in zip(result.samples.place.tolist(), result.samples.split.tolist(), strict=True)
     }
 
 
 def groups(rows: Sequence[Row], result: Resolved) -> dict[int, int]:
-    return {rows[p].id: g for p, g in zip(result.position.tolist(), result.group.tolist(), strict=True)}
+    return {
+        rows[p].id: g
+        for p, g in zip(result.samples.place.tolist(), result.samples.group.tolist(), strict=True)
+    }
 
 
 def of_two_classes(count: int, start: int = 1) -> list[Row]:
@@ -72,8 +75,8 @@ def test_a_plain_source_is_dealt() -> None:
     rows = of_two_classes(40)
     result = resolved(rows)
     assert Counter(splits(rows, result).values()) == {"train": 28, "val": 4, "test": 8}
-    assert result.position.tolist() == list(range(40))
-    assert result.group.tolist() == list(range(1, 41))
+    assert result.samples.place.tolist() == list(range(40))
+    assert result.samples.group.tolist() == list(range(1, 41))
     assert (result.quarantine, result.warnings) == ([], [])
     assert list(result.near_duplicates.columns) == NEAR_COLUMNS
     assert set(result.facts.values()) == {0}
@@ -141,7 +144,7 @@ def test_an_unlabeled_image_does_not_come_near_what_was_dealt_to_test() -> None:
     assert there[tested] == "test"
     assert 99 not in there
     assert there[98] == "unlabeled"
-    assert result.label[result.split == UNLABELED].tolist() == [NO_LABEL]
+    assert result.samples.label[result.samples.split == UNLABELED].tolist() == [NO_LABEL]
     assert resolved(rows, alike=[(tested, 99)], leaked="keep").facts["left_out"] == 0
 
 
@@ -195,7 +198,7 @@ def test_a_group_of_nearly_everything_is_odd() -> None:
 
 
 def test_nothing_found() -> None:
-    assert len(resolved([])) == 0
+    assert len(resolved([]).samples) == 0
 
 
 # --- whatever is found -------------------------------------------------------------------------
@@ -223,10 +226,18 @@ leaks: st.SearchStrategy[Leaked] = st.sampled_from(["leave_out", "keep"])
 
 def contents(rows: Sequence[Row], result: Resolved) -> Any:
     """What does not depend on which of equal files came first."""
-    ids = hex_ids(np.array([rows[position].id for position in result.position.tolist()], np.uint64))
+    ids = hex_ids(np.array([rows[position].id for position in result.samples.place.tolist()], np.uint64))
     near = result.near_duplicates.drop(columns="source")
     return (
-        list(zip(ids, result.label.tolist(), result.split.tolist(), result.group.tolist(), strict=True)),
+        list(
+            zip(
+                ids,
+                result.samples.label.tolist(),
+                result.samples.split.tolist(),
+                result.samples.group.tolist(),
+                strict=True,
+            )
+        ),
         Counter(result.duplicates[["sample_id", "kept_id"]].itertuples(index=False, name=None)),
         Counter(row.reason for row in result.quarantine),
         near.astype(str).to_numpy().tolist(),
@@ -242,13 +253,13 @@ def test_every_file_ends_in_one_table(
     rows: list[Row], frozen: dict[int, str], alike: Alike, leaked: Leaked
 ) -> None:
     result = resolved(rows, frozen, alike, leaked)
-    kept = [f"f{position}" for position in result.position.tolist()]
+    kept = [f"f{position}" for position in result.samples.place.tolist()]
     gone = [*result.duplicates["source"], *(row.path for row in result.quarantine)]
     assert Counter(kept + gone) == Counter(row.source for row in rows)
-    ids = [rows[position].id for position in result.position.tolist()]
+    ids = [rows[position].id for position in result.samples.place.tolist()]
     assert ids == sorted(set(ids))
-    assert ((result.label == NO_LABEL) == (result.split == UNLABELED)).all()
-    assert ((result.split >= 0) & (result.split <= UNLABELED)).all()
+    assert ((result.samples.label == NO_LABEL) == (result.samples.split == UNLABELED)).all()
+    assert ((result.samples.split >= 0) & (result.samples.split <= UNLABELED)).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -270,11 +281,11 @@ def test_nothing_straddles_splits_but_what_was_frozen_so(
     result = resolved(rows, frozen, alike)
     there = {
         rows[position].pixels: split
-        for position, split in zip(result.position.tolist(), result.split.tolist(), strict=True)
+        for position, split in zip(result.samples.place.tolist(), result.samples.split.tolist(), strict=True)
     }
     if len(set(frozen.values())) < 2:
-        for number in set(result.group.tolist()):
-            inside = set(result.split[result.group == number].tolist())
+        for number in set(result.samples.group.tolist()):
+            inside = set(result.samples.split[result.samples.group == number].tolist())
             assert len(inside) == 1 or not inside & {VAL, TEST}
     tied = [{a, b} for a, b in alike]
     for group in (1, 2, 3):

@@ -20,8 +20,9 @@ from stages.dataset.ids import SPLITS
 from stages.errors import WinnowError
 from stages.images.decode import to_square
 from stages.ingestion import scan as module
-from stages.ingestion.blocks import NO_LABEL, NO_SPLIT, SPLIT_CODE, BlockResult, thumbnail
-from stages.ingestion.scan import Scan, Shape, _next_size, scan, start_pool
+from stages.ingestion.blocks import BlockResult, Shape, thumbnail
+from stages.ingestion.items import NO_LABEL, NO_SPLIT, SPLIT_CODE
+from stages.ingestion.scan import Scan, _next_size, scan, start_pool
 from stages.ingestion.source import Block, Quarantined, Source, only_refused
 
 COLUMNS = (
@@ -86,13 +87,13 @@ def many() -> Rows:
 
 def test_good_items_are_found_and_bad_ones_named(tmp_path: Path) -> None:
     result = read(many(), tmp_path)
-    found = result.found
+    found = result.items
     assert len(found) == 594
     assert [row.path for row in result.quarantine] == [f"{i}07.png" for i in range(6)]
     assert {row.reason for row in result.quarantine} == {"not_an_image"}
     assert set(found.width.tolist()) == {9}
     assert set(found.height.tolist()) == {6}
-    assert found.source.to_pylist() == [f"{place:03d}.png" for place in found.place]
+    assert found.sources() == [f"{place:03d}.png" for place in found.place]
     for row in (0, 7, 593):
         pixels = noise(int(found.place[row]))
         assert (result.squares.take(found.place[row : row + 1])[0] == to_square(pixels, 8, "rgb")).all()
@@ -102,22 +103,22 @@ def test_good_items_are_found_and_bad_ones_named(tmp_path: Path) -> None:
 def test_columns_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = read(many(), tmp_path)
     monkeypatch.setattr(module, "_PIECE", 16)
-    found = read(many(), tmp_path).found
-    assert found.source.num_chunks > 1
-    assert found.source.to_pylist() == plain.found.source.to_pylist()
+    found = read(many(), tmp_path).items
+    assert found.names.num_chunks > 1
+    assert found.sources() == plain.items.sources()
     for name in COLUMNS:
-        assert (getattr(found, name) == getattr(plain.found, name)).all()
+        assert (getattr(found, name) == getattr(plain.items, name)).all()
 
 
 @pytest.mark.parametrize("workers", [1, 3, None])
 def test_the_number_of_processes_changes_nothing(tmp_path: Path, workers: int | None) -> None:
     plain, result = read(many(), tmp_path / "plain"), read(many(), tmp_path / "other", workers)
     assert result.quarantine == plain.quarantine
-    assert result.found.classes == plain.found.classes
-    assert result.found.source.equals(plain.found.source)
+    assert result.items.classes == plain.items.classes
+    assert result.items.names.equals(plain.items.names)
     for name in COLUMNS:
-        assert (getattr(result.found, name) == getattr(plain.found, name)).all()
-        assert getattr(result.found, name).dtype == getattr(plain.found, name).dtype
+        assert (getattr(result.items, name) == getattr(plain.items, name)).all()
+        assert getattr(result.items, name).dtype == getattr(plain.items, name).dtype
     assert result.squares.path.read_bytes() == plain.squares.path.read_bytes()
     assert result.thumbs.path.read_bytes() == plain.thumbs.path.read_bytes()
 
@@ -134,7 +135,7 @@ def test_processes_take_over_where_few_items_take_long(
     monkeypatch.setattr(module, "Pool", lambda *settings: used.append(1) or pool(*settings))
     result = read(many(), tmp_path / "other", None)
     assert used
-    assert (result.found.sample_id == plain.found.sample_id).all()
+    assert (result.items.sample_id == plain.items.sample_id).all()
     assert result.squares.path.read_bytes() == plain.squares.path.read_bytes()
 
 
@@ -142,7 +143,7 @@ def test_known_classes_come_first_and_later_ones_sorted(tmp_path: Path) -> None:
     labels = ["zebra", None, "ant", "dog", "cat", "bee"]
     items: list[Item] = [noise(seed) for seed in range(6)]
     items[5] = b"no image: its class is nowhere"
-    result = read(Rows([block(items, labels=labels)], classes=("dog", "cow")), tmp_path).found
+    result = read(Rows([block(items, labels=labels)], classes=("dog", "cow")), tmp_path).items
     assert result.classes == ["dog", "cow", "ant", "cat", "zebra"]
     assert [result.classes[code] if code != NO_LABEL else None for code in result.label] == labels[:5]
 
@@ -155,7 +156,7 @@ def test_splits_groups_and_weights_are_taken_over(tmp_path: Path) -> None:
         groups=["p1", None, "p2", "p1", ""],
         weights=[0.0, 0.5, 1.0, 2.0, 1e-3],
     )
-    found = read(Rows([first, block([noise(9)], groups=["p1"])]), tmp_path).found
+    found = read(Rows([first, block([noise(9)], groups=["p1"])]), tmp_path).items
     assert found.split.tolist() == [*(SPLIT_CODE[name] for name in SPLITS), NO_SPLIT, NO_SPLIT]
     assert found.group[0] == found.group[3] == found.group[5]
     assert found.group[1] == 0
@@ -176,21 +177,21 @@ def test_what_the_reader_refused_stands_beside_what_could_not_be_decoded(tmp_pat
         ("a.png", "not_an_image"),
         ("b.png", "outside_source"),
     ]
-    assert result.found.source.to_pylist() == ["c.png"]
+    assert result.items.sources() == ["c.png"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_empty_source_has_empty_columns(tmp_path: Path, workers: int) -> None:
     result = read(Rows([]), tmp_path, workers)
-    assert len(result.found) == len(result.found.source) == 0
-    assert result.found.label.dtype == np.int32
+    assert len(result.items) == len(result.items.names) == 0
+    assert result.items.label.dtype == np.int32
     assert result.quarantine == []
 
 
 def test_an_item_that_kills_a_process_is_a_row_of_the_quarantine(tmp_path: Path) -> None:
     items: list[Item] = [noise(0), Deadly(), noise(2)]
     result = read(Rows([block(items, ["0.png", "1.png", "2.png"])]), tmp_path, workers=1)
-    assert result.found.source.to_pylist() == ["0.png", "2.png"]
+    assert result.items.sources() == ["0.png", "2.png"]
     assert [(row.path, row.reason) for row in result.quarantine] == [("1.png", "damaged")]
 
 
@@ -231,7 +232,7 @@ def test_every_item_ends_in_exactly_one_table(
     result = read(Rows(blocks), tmp_path_factory.mktemp("any"))
     for file in (result.squares, result.thumbs):
         file.close()
-    ends = result.found.source.to_pylist() + [row.path for row in result.quarantine]
+    ends = result.items.sources() + [row.path for row in result.quarantine]
     assert sorted(ends) == sorted(name for one in blocks for name in one.names)
 
 
@@ -251,21 +252,21 @@ def test_a_pool_that_was_started_beforehand_gives_the_same(tmp_path: Path) -> No
     with start_pool(tmp_path / "before", shape) as pool:
         scanned = scan(many(), tmp_path / "before", shape, pool=pool)
     plain = scan(many(), tmp_path / "after", shape, workers=0)
-    places = plain.found.place
+    places = plain.items.place
     assert (scanned.squares.take(places) == plain.squares.take(places)).all()
     assert (scanned.thumbs.take(places) == plain.thumbs.take(places)).all()
     assert scanned.quarantine == plain.quarantine
-    assert (scanned.found.sample_id == plain.found.sample_id).all()
+    assert (scanned.items.sample_id == plain.items.sample_id).all()
 
 
 def test_second_labels_are_coded_by_their_sorted_names(tmp_path: Path) -> None:
     first, second = block([noise(1), b"no image", noise(2)]), block([noise(3), noise(4)])
     first = replace(first, second_labels=["wool", "felt", None])
     second = replace(second, second_labels=["silk", "wool"])
-    found = read(Rows([first, only_refused([]), second]), tmp_path / "a").found
+    found = read(Rows([first, only_refused([]), second]), tmp_path / "a").items
     assert found.second_classes == ["silk", "wool"]
     names = [found.second_classes[code] if code >= 0 else None for code in found.second]
     assert names == ["wool", None, "silk", "wool"]
     assert found.second.dtype == np.int32
-    plain = read(Rows([block([noise(1)])]), tmp_path / "b").found
+    plain = read(Rows([block([noise(1)])]), tmp_path / "b").items
     assert (plain.second, plain.second_classes) == (None, [])

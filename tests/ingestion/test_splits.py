@@ -13,20 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from found_rows import Row, found_of, frozen_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from item_rows import Row, frozen_of, items_of
 from numpy.typing import NDArray
 
 from stages.dataset.ids import SPLITS, hex_ids
 from stages.errors import WinnowError
-from stages.ingestion.blocks import NO_LABEL, NO_SPLIT, SPLIT_CODE
+from stages.ingestion.items import NO_LABEL, NO_SPLIT, SPLIT_CODE, TEST, TRAIN, UNLABELED, VAL, Items
 from stages.ingestion.splits import (
-    TEST,
-    TRAIN,
-    UNLABELED,
-    VAL,
-    Known,
+    GivenSplits,
     assign,
     deal,
     hash_order,
@@ -208,9 +204,8 @@ def test_whatever_is_dealt(seed: int, count: int, shares: tuple[float, float], b
         assert (splits[labels == label] == TRAIN).any()
 
 
-def known(rows: list[Row], frozen: dict[int, str] | None = None) -> Known:
-    found = found_of(rows)
-    return assign(found.sample_id, found.label, found.split, frozen_of(frozen or {}))
+def known(rows: list[Row], frozen: dict[int, str] | None = None) -> tuple[Items, GivenSplits]:
+    return assign(items_of(rows), frozen_of(frozen or {}))
 
 
 def names(splits: np.ndarray) -> list[str | None]:
@@ -218,40 +213,44 @@ def names(splits: np.ndarray) -> list[str | None]:
 
 
 def test_training_stays_open_where_validation_or_test_is_missing() -> None:
-    there = known([Row(1, split="train"), Row(2, split="test"), Row(3)])
-    assert there.splits_brought == {"train", "test"}
-    assert names(there.split) == [None, "test", None]
-    assert there.trains.tolist() == [True, False, False]
+    items, given = known([Row(1, split="train"), Row(2, split="test"), Row(3)])
+    assert given.brought == {"train", "test"}
+    assert names(items.split) == [None, "test", None]
+    assert items.trains.tolist() == [True, False, False]
 
 
 def test_a_complete_split_of_the_source_outranks_the_frozen_one() -> None:
-    there = known([Row(1, split="test"), Row(2, split="val"), Row(3, split="train")], {1: "train", 2: "val"})
-    assert names(there.split) == ["test", "val", "train"]
-    assert (there.overruled, there.absent) == (1, 0)
-    assert not there.trains.any()
+    items, given = known(
+        [Row(1, split="test"), Row(2, split="val"), Row(3, split="train")], {1: "train", 2: "val"}
+    )
+    assert names(items.split) == ["test", "val", "train"]
+    assert (given.overruled, given.absent) == (1, 0)
+    assert not items.trains.any()
 
 
 def test_what_is_frozen_for_testing_is_not_trained_on_when_the_source_comes_to_bring_a_test_split() -> None:
     rows = [Row(1, split="train"), Row(2, split="train"), Row(3, split="val"), Row(4, split="test")]
-    assert names(known(rows, {1: "test", 2: "train"}).split) == ["test", "train", "val", "test"]
+    assert names(known(rows, {1: "test", 2: "train"})[0].split) == ["test", "train", "val", "test"]
 
 
 def test_frozen_rows_decide_what_the_source_leaves_open() -> None:
-    there = known([Row(1), Row(2, split="train"), Row(3), Row(1)], {1: "test", 2: "val", 8: "val", 9: "val"})
-    assert names(there.split) == ["test", "val", None, "test"]
-    assert (there.overruled, there.absent) == (0, 2)
-    assert there.brought.tolist() == [False] * 4
-    assert names(there.frozen) == ["test", "val", None, "test"]
+    items, given = known(
+        [Row(1), Row(2, split="train"), Row(3), Row(1)], {1: "test", 2: "val", 8: "val", 9: "val"}
+    )
+    assert names(items.split) == ["test", "val", None, "test"]
+    assert (given.overruled, given.absent) == (0, 2)
+    assert items.brought.tolist() == [False] * 4
+    assert names(items.frozen) == ["test", "val", None, "test"]
 
 
 def test_what_has_no_label_is_unlabeled_whatever_is_said() -> None:
     rows = [Row(1, None), Row(2, None, "test"), Row(3, None, "train"), Row(4, "a", "unlabeled"), Row(5)]
-    there = known(rows, {1: "test"})
-    assert names(there.split) == ["unlabeled"] * 4 + [None]
-    assert there.label.tolist() == [NO_LABEL] * 4 + [0]
-    assert there.splits_brought == set()  # a test split without labels is none
-    assert (there.unscored, there.unused_labels) == (1, 1)
-    assert there.absent == 0
+    items, given = known(rows, {1: "test"})
+    assert names(items.split) == ["unlabeled"] * 4 + [None]
+    assert items.label.tolist() == [NO_LABEL] * 4 + [0]
+    assert given.brought == set()  # a test split without labels is none
+    assert (given.unscored, given.unused_labels) == (1, 1)
+    assert given.absent == 0
 
 
 def test_hash_order_depends_on_purpose_and_id_alone() -> None:

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from stages.errors import UnusableError, WinnowError
+from stages.ingestion.blocks import Shape
 from stages.ingestion.opening import open_source
-from stages.ingestion.scan import Shape, scan
+from stages.ingestion.scan import scan
 from stages.learning.networks.layers import ModelSpec, Preprocessing
 from stages.serving import inputs
 from stages.serving.inputs import image_batches, prepare, read_file
@@ -150,9 +151,9 @@ def test_a_file_gives_the_pixels_that_ingest_has(resize: str, color: str, tmp_pa
         (tmp_path / "mine" / name).write_bytes(content)
     source = open_source(tmp_path / "mine", tmp_path)
     scanned = scan(source, tmp_path / "scratch", Shape(16, color, resize), workers=0)
-    assert len(scanned.found.place) == len(contents)
+    assert len(scanned.items.place) == len(contents)
     described = spec(1 if color == "grey" else 3, resize)
-    squares = scanned.squares.take(scanned.found.place)
+    squares = scanned.squares.take(scanned.items.place)
     for square, content in zip(squares, contents.values(), strict=True):
         np.testing.assert_array_equal(prepare(content, described), square)
 

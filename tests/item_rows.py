@@ -1,4 +1,4 @@
-"""Tables of what a scan found, row by row, without images."""
+"""Tables of items, row by row, without images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from stages.images.near_duplicates import Pairs
-from stages.ingestion.blocks import NO_LABEL, NO_SPLIT, SPLIT_CODE, Found
+from stages.ingestion.items import NO_LABEL, NO_SPLIT, SPLIT_CODE, Items
 from stages.ingestion.splits import FrozenSplits
 
 
@@ -25,11 +25,11 @@ class Row:
     source: str | None = None
 
 
-def found_of(rows: Sequence[Row]) -> Found:
+def items_of(rows: Sequence[Row]) -> Items:
     classes = sorted({row.label for row in rows if row.label is not None})
     index = {name: number for number, name in enumerate(classes)}
     count = len(rows)
-    return Found(
+    return Items(
         place=np.arange(count),
         sample_id=np.array([row.id for row in rows], np.uint64),
         pixel_key=np.array([row.id if row.pixels is None else row.pixels for row in rows], np.uint64),
@@ -41,7 +41,7 @@ def found_of(rows: Sequence[Row]) -> Found:
         weight=np.ones(count, np.float32),
         width=np.full(count, 4, np.int32),
         height=np.full(count, 4, np.int32),
-        source=pa.chunked_array([pa.array([row.source or f"{row.id}.png" for row in rows], pa.string())]),
+        names=pa.chunked_array([pa.array([row.source or f"{row.id}.png" for row in rows], pa.string())]),
         classes=classes,
     )
 

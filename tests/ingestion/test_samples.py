@@ -1,4 +1,4 @@
-"""Classes, order and planting; and when too many files are bad."""
+"""Classes, order and planting; what the report counts; and when too many files are bad."""
 
 from __future__ import annotations
 
@@ -8,22 +8,27 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from found_rows import frozen_of
+from item_rows import Row, frozen_of, items_of
 
 from stages.dataset.ids import hex_ids
 from stages.errors import WinnowError
-from stages.ingestion.blocks import SPLIT_CODE, Found
+from stages.ingestion.items import SPLIT_CODE, Items
 from stages.ingestion.resolve import Resolved, resolve
-from stages.ingestion.samples import Samples, assemble, refuse_too_many
-from stages.ingestion.simulate import Planted, plant
+from stages.ingestion.samples import (
+    assemble,
+    quarantine_table,
+    refuse_too_many,
+    summarise,
+)
+from stages.ingestion.simulate import Planted, no_truth, plant
 from stages.ingestion.source import Quarantined
 
 
-def found(labels: Sequence[int], classes: Sequence[str], splits: Sequence[str] | None = None) -> Found:
+def items(labels: Sequence[int], classes: Sequence[str], splits: Sequence[str] | None = None) -> Items:
     """One distinct image for each label; -1 for none."""
     count = len(labels)
     ids = np.array([(i * 0x9E3779B97F4A7C15) % 2**64 for i in range(1, count + 1)], np.uint64)
-    return Found(
+    return Items(
         place=np.arange(count),
         sample_id=ids,
         pixel_key=ids,
@@ -35,21 +40,21 @@ def found(labels: Sequence[int], classes: Sequence[str], splits: Sequence[str] |
         weight=np.ones(count, np.float32),
         width=np.full(count, 4, np.int32),
         height=np.full(count, 4, np.int32),
-        source=pa.chunked_array([pa.array([f"{i}.png" for i in range(count)])]),
+        names=pa.chunked_array([pa.array([f"{i}.png" for i in range(count)])]),
         classes=list(classes),
     )
 
 
-def settled(table: Found) -> Resolved:
+def settled(table: Items) -> Resolved:
     return resolve(table, frozen_of({}), None, val_share=0.1, test_share=0.2, leaked="leave_out")
 
 
-def put_together(table: Found) -> tuple[Samples, pd.DataFrame, list[str]]:
-    return assemble(table, settled(table), None, "mine")
+def put_together(table: Items) -> tuple[Items, pd.DataFrame, list[str]]:
+    return assemble(settled(table).samples, None, "mine")
 
 
 def test_rows_stand_by_class_then_id_unlabeled_last() -> None:
-    samples, truth, warnings = put_together(found([1, 0, -1, 1, 0, 0, -1, 1, 1], ["a", "b"]))
+    samples, truth, warnings = put_together(items([1, 0, -1, 1, 0, 0, -1, 1, 1], ["a", "b"]))
     assert samples.label.tolist() == [0, 0, 0, 1, 1, 1, 1, -1, -1]
     for label in (0, 1, -1):
         ids = samples.sample_id[samples.label == label]
@@ -59,7 +64,7 @@ def test_rows_stand_by_class_then_id_unlabeled_last() -> None:
 
 
 def test_classes_without_images_are_left_out_and_named() -> None:
-    samples, _, warnings = put_together(found([0, 0, 3, 3, 3, 4], ["a", "b", "c", "d", "e"]))
+    samples, _, warnings = put_together(items([0, 0, 3, 3, 3, 4], ["a", "b", "c", "d", "e"]))
     assert samples.classes == ["a", "d", "e"]
     assert set(samples.label.tolist()) == {0, 1, 2}
     assert warnings == [
@@ -70,7 +75,7 @@ def test_classes_without_images_are_left_out_and_named() -> None:
 
 def test_many_classes_make_one_warning() -> None:
     labels = [0, 0, *range(1, 10_000)]
-    samples, _, warnings = put_together(found(labels, [f"c{i:05d}" for i in range(10_000)]))
+    samples, _, warnings = put_together(items(labels, [f"c{i:05d}" for i in range(10_000)]))
     assert len(samples.classes) == 10_000
     assert len(warnings) == 2
     assert "validation" in warnings[1]
@@ -95,17 +100,17 @@ def test_many_classes_make_one_warning() -> None:
 )
 def test_what_cannot_be_trained_or_tested(labels: list[int], splits: list[str] | None, said: str) -> None:
     with pytest.raises(WinnowError, match=said):
-        put_together(found(labels, ["a", "b"], splits))
+        put_together(items(labels, ["a", "b"], splits))
 
 
 def test_planting_leaves_unlabeled_and_test_as_they_are() -> None:
-    table = found([i % 2 for i in range(100)] + [-1] * 5, ["a", "b"])
+    table = items([i % 2 for i in range(100)] + [-1] * 5, ["a", "b"])
     plain, _, _ = put_together(table)
 
     def planter(samples: pd.DataFrame, classes: Sequence[str]) -> Planted:
         return plant(samples, classes, seed=0, label_noise=0.3, imbalance=2.0, max_per_class=20)
 
-    samples, truth, _ = assemble(table, settled(table), planter, "mine")
+    samples, truth, _ = assemble(settled(table).samples, planter, "mine")
     assert (samples.label == -1).sum() == 5
     test = SPLIT_CODE["test"]
     before = dict(zip(plain.sample_id[plain.split == test], plain.label[plain.split == test], strict=True))
@@ -143,3 +148,36 @@ def test_sound_files_that_are_left_out_do_not_count() -> None:
 def test_nothing_usable_is_an_error_whatever_is_allowed() -> None:
     with pytest.raises(WinnowError, match="none of its 5 files can be used"):
         refuse_too_many(bad(5), 5, 1.0, "mine")
+
+
+def resolved_rows() -> Resolved:
+    rows = [Row(i, "ab"[i % 2]) for i in range(1, 21)] + [Row(30, None), Row(31, None)]
+    return settled(items_of(rows))
+
+
+def test_everything_is_counted() -> None:
+    resolved = resolved_rows()
+    refused = [
+        Quarantined("b", "damaged", "cut"),
+        Quarantined("a", "too_large", ""),
+        Quarantined("a", "damaged", ""),
+    ]
+    told = summarise(resolved.samples, resolved, refused, 25, no_truth())
+    assert told["files"] == 25
+    assert told["images"] == 22
+    assert told["splits"] == {"train": 14, "val": 2, "test": 4, "unlabeled": 2}
+    assert told["classes"] == {name: {"train": 7, "val": 1, "test": 2} for name in "ab"}
+    assert told["quarantine"] == {"damaged": 2, "too_large": 1}
+    assert told["planted"] is None
+
+
+def test_the_quarantine_is_sorted_by_path() -> None:
+    rows = [
+        Quarantined("b", "damaged", "x"),
+        Quarantined("a", "too_large", "y"),
+        Quarantined("a", "damaged", "z"),
+    ]
+    table = quarantine_table(rows)
+    assert list(table.columns) == ["path", "reason", "detail"]
+    assert table["detail"].tolist() == ["z", "y", "x"]
+    assert list(quarantine_table([]).columns) == ["path", "reason", "detail"]
