@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from stages.learning.devices import choose_device, to_device
-from stages.synthesis.gan_trainer import GANConfig, Trainer
+from stages.synthesis.gan_trainer import GANConfig, GANTrainer
 from stages.workflow.stage import clean_exit
 
 _IMAGES, _CLASSES = 2000, 10
@@ -50,7 +50,7 @@ class Images(Dataset[tuple[Tensor, int]]):
 class Batches(Sampler[list[int]]):
     """Endless batches of indices, as the trainer draws them."""
 
-    def __init__(self, trainer: Trainer, members: list[Tensor]) -> None:
+    def __init__(self, trainer: GANTrainer, members: list[Tensor]) -> None:
         self.trainer, self.members = trainer, members
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -137,10 +137,10 @@ def plain_step(
 
 def _trainer(
     labels: NDArray[np.int64], device: torch.device, options: argparse.Namespace, *, fast: bool
-) -> tuple[Trainer, list[Tensor]]:
+) -> tuple[GANTrainer, list[Tensor]]:
     config = GANConfig(10**6, options.batch_size, 64, options.width, 2e-4)
     shape = (options.size, options.size, 3)
-    trainer = Trainer(shape, np.bincount(labels), config, 0, device, fast=fast)
+    trainer = GANTrainer(shape, np.bincount(labels), config, 0, device, fast=fast)
     return trainer, [torch.from_numpy(np.flatnonzero(labels == label)) for label in range(_CLASSES)]
 
 

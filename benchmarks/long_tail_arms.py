@@ -184,14 +184,14 @@ def _gated(
 ) -> Synthetic:
     """As the stage does it."""
     from stages.synthesis.gate import GateConfig
-    from stages.synthesis.oversample import Beside, Recipe, oversample
+    from stages.synthesis.oversample import Beside, OversamplingConfig, oversample
 
     real = tail.train
     return oversample(
         real,
         quota,
         target_sizes(real.class_counts, target),
-        Recipe(
+        OversamplingConfig(
             method="gan",
             fallback="random",
             min_real_per_class=gan.min_real_per_class,

@@ -31,7 +31,7 @@ ARMS = {
     BASELINE: Arm(_NOISE + _TAIL),
     "label_smoothing": Arm(_NOISE + _TAIL, {"label_smoothing": 0.1}),
     "mixup": Arm(_NOISE + _TAIL, {"mixup": 0.2}),
-    "moving_average": Arm(_NOISE + _TAIL, {"average": 0.99}),
+    "moving_average": Arm(_NOISE + _TAIL, {"average_weights": 0.99}),
     "generalised_cross_entropy": Arm(_NOISE, {"loss": "generalised_cross_entropy"}),
     "symmetric_cross_entropy": Arm(_NOISE, {"loss": "symmetric_cross_entropy"}),
     "early_learning": Arm(_NOISE, {"loss": "early_learning"}),

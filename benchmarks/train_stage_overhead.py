@@ -114,8 +114,7 @@ def time_bare(path: str) -> None:
 
     from benchmarks.training_sides import Task, bare
     from stages.dataset.base import INGESTED, read_dataset, split_view
-    from stages.learning.recipe import steps_per_epoch
-    from stages.workflow.choices import training_recipe
+    from stages.learning.recipe import Recipe, steps_per_epoch
     from stages.workflow.params import load_params
 
     params = load_params()
@@ -123,7 +122,7 @@ def time_bare(path: str) -> None:
     view = split_view(read_dataset(INGESTED), "train")
     steps = steps_per_epoch(len(view), params.train.batch_size)
     epochs = params.train.epochs + params.finetune.head_epochs + params.finetune.epochs
-    recipe = training_recipe(params.train, epochs=epochs, steps_per_epoch=steps)
+    recipe = Recipe.from_values(params.train.model_dump(), epochs=epochs, steps_per_epoch=steps)
     task = Task(view.images, view.labels, view.classes, Path(), recipe)
     cpu, wall = sum(os.times()[:2]), time.perf_counter()
     for _ in bare(task, params.seed):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stages.augmentation.copying import METHOD, augment_copies, transformed
 from stages.augmentation.presets import choose_policy, refuse_unfit
-from stages.augmentation.survival import Verdict, check_survival, unchecked
+from stages.augmentation.survival import PolicyVerdict, check_survival, unchecked
 from stages.augmentation.transforms import Policy, parts, validate_policy
 from stages.dataset import base as dataset
 from stages.dataset.base import Dataset, View
@@ -78,7 +78,7 @@ def augment(
 
 def examine(
     real: View, quota: NDArray[np.int64], params: Params, groups: NDArray[np.object_] | None = None
-) -> Verdict:
+) -> PolicyVerdict:
     """The policy to use: checked, and tried on images of classes that a model tells apart.
 
     Parameters
@@ -157,7 +157,7 @@ def class_table(real: View, delta: Dataset, targets: NDArray[np.int64]) -> pd.Da
 
 
 def transformed_examples(
-    real: View, section: Augment, verdict: Verdict, seed: int
+    real: View, section: Augment, verdict: PolicyVerdict, seed: int
 ) -> tuple[pd.DataFrame, NDArray[np.uint8]]:
     """Show what each transform does by itself, also those that were left out.
 
@@ -185,7 +185,7 @@ def _some_of_each(real: View) -> NDArray[np.int64]:
     return np.lexsort((real.labels, turn))[:_TRANSFORMED]
 
 
-def _summary(table: pd.DataFrame, section: Augment, verdict: Verdict) -> Mapping[str, Any]:
+def _summary(table: pd.DataFrame, section: Augment, verdict: PolicyVerdict) -> Mapping[str, Any]:
     return {
         "preset": section.preset,
         "real": int(table["real"].sum()),

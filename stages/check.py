@@ -123,7 +123,7 @@ def _check_statistics(params: Params) -> None:
     """Where finetune is to adapt batch normalisation, its backbone has some, as far as it is known here."""
     from torch import nn
 
-    from stages.learning.networks.catalogue import OWN
+    from stages.learning.networks.catalogue import OWN_NETWORKS
     from stages.learning.networks.layers import Layers
 
     choices = params.finetune
@@ -136,7 +136,7 @@ def _check_statistics(params: Params) -> None:
         architecture = name if Path(choices.backbone) in MADE_HERE else choices.architecture
     if architecture is None:
         return
-    backbone = backbone_on_meta(architecture, layers if architecture in OWN else Layers(), params)
+    backbone = backbone_on_meta(architecture, layers if architecture in OWN_NETWORKS else Layers(), params)
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     if backbone is not None and not any(isinstance(layer, kinds) for layer in backbone.modules()):
         raise WinnowError(

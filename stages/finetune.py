@@ -1,4 +1,4 @@
-"""Stage `finetune`: a backbone is carried over to the real curated images, classes balanced."""
+"""Fine-tune a backbone on the real curated images, with balanced classes: the stage `finetune`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +28,21 @@ from stages.dataset.files import new_folder, write_json
 from stages.errors import WinnowError
 from stages.learning.adapting import Phase, adapt_batch_norm, phases, second_scores, transfer
 from stages.learning.loop import Fit, history_rows
-from stages.learning.models import Classifier, member_seed, members_of
-from stages.learning.networks.layers import ModelSpec
+from stages.learning.models import Classifier, member_seed, members_of, model_spec
+from stages.learning.names import LOSSES
+from stages.learning.networks.layers import Layers, ModelSpec, Preprocessing
 from stages.learning.networks.zoo import stages_of
 from stages.learning.prediction import calibrate
 from stages.learning.pretrained import backbone_from, pretrained_backbone
 from stages.learning.recipe import Recipe, steps_per_epoch
 from stages.learning.splitting import mean_history
 from stages.learning.store import WEIGHTS, save_model
-from stages.workflow.choices import model_spec, training_recipe
 from stages.workflow.models import SCHEME, download_model
 from stages.workflow.params import Params
 from stages.workflow.runs import StageRun
 from stages.workflow.stage import stage
 
 CHECKPOINTS = Path(".winnow/finetune")
-# Losses against wrong labels that need neither a second network nor a transition matrix.
-# For skewed classes there is the sampling.
-_KEPT_LOSSES = ("generalised_cross_entropy", "symmetric_cross_entropy", "early_learning")
 
 
 @stage("finetune")
@@ -100,7 +96,7 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
 
 
 def starting_model(params: Params, spec: ModelSpec) -> tuple[Classifier, dict[str, Any]]:
-    """The model to adapt, and for the summary where its backbone came from."""
+    """Build the model to adapt; also return, for the summary, where its backbone came from."""
     choices, seed = params.finetune, params.seed
     key = "backbone" if choices.pretrained is None else "pretrained"
     try:
@@ -117,14 +113,17 @@ def starting_model(params: Params, spec: ModelSpec) -> tuple[Classifier, dict[st
 
 
 def _registered(uri: str, spec: ModelSpec, seed: int) -> tuple[Classifier, dict[str, Any]]:
-    """DVC cannot watch a registry: the summary says which version it was."""
+    """Build the model around a registered one; DVC cannot watch a registry, so its version is noted."""
     with tempfile.TemporaryDirectory(prefix="winnow-finetune-") as folder:
-        found = download_model(uri, Path(folder) / "model")
-        model, origin = backbone_from(found.folder, spec, architecture=None, seed=seed)
-        digest = hashlib.sha256((found.folder / WEIGHTS).read_bytes()).hexdigest()
-    version = {"name": found.name, "version": found.version, "sha256": digest}
+        download = download_model(uri, Path(folder) / "model")
+        model, origin = backbone_from(download.folder, spec, architecture=None, seed=seed)
+        digest = hashlib.sha256((download.folder / WEIGHTS).read_bytes()).hexdigest()
+    version = {"name": download.name, "version": download.version, "sha256": digest}
     with_head = " with its head" if origin.endswith(" with its head") else ""
-    return model, {"backbone": f"{SCHEME}{found.name}/{found.version}{with_head}", "registered": version}
+    return model, {
+        "backbone": f"{SCHEME}{download.name}/{download.version}{with_head}",
+        "registered": version,
+    }
 
 
 def finetune(
@@ -136,7 +135,7 @@ def finetune(
     *,
     unlabeled: NDArray[np.uint8],
 ) -> tuple[list[Phase], list[list[Fit]]]:
-    """Adapt `model` in place: the phases, and for each member of an ensemble a result of each.
+    """Adapt `model` in place; return the phases, and for each member of an ensemble a result of each.
 
     Parameters
     ----------
@@ -174,13 +173,15 @@ def finetune(
 
 
 def _recipe(params: Params, epoch: int) -> Recipe:
-    """As in `train`, but for what finetune has of its own, and with classes drawn equally often."""
+    """Take the recipe of `train`, with the section's changes and classes drawn equally often."""
     train, choices = params.train, params.finetune
-    recipe = training_recipe(train, epochs=choices.epochs, steps_per_epoch=epoch)
-    return replace(
-        recipe,
+    return Recipe.from_values(
+        train.model_dump(),
+        epochs=choices.epochs,
+        steps_per_epoch=epoch,
         learning_rate=choices.learning_rate,
-        loss=train.loss if train.loss in _KEPT_LOSSES else "cross_entropy",
+        # For skewed classes there is the sampling.
+        loss=train.loss if LOSSES[train.loss].transfers else "cross_entropy",
         class_weighting="none",
         deferred=0.0,
         sampling="balanced",
@@ -190,14 +191,21 @@ def _recipe(params: Params, epoch: int) -> Recipe:
 
 
 def _spec(params: Params, data: View) -> ModelSpec:
-    spec = model_spec(params, data.images, data.classes)
-    return replace(spec, second_classes=data.second_classes if data.second_labels is not None else [])
+    return model_spec(
+        params.train.model,
+        data.images,
+        data.classes,
+        layers=Layers(**params.train.layers.model_dump()),
+        members=params.train.ensemble.members,
+        second_classes=data.second_classes if data.second_labels is not None else [],
+        preprocessing=Preprocessing(params.ingest.resize, params.ingest.color),
+    )
 
 
 def _unlabeled(base: Dataset, ledger: pd.DataFrame) -> NDArray[np.int64]:
-    """Rows of the base's images without a label that nobody dropped."""
-    left = ledger[(ledger["split"] == "unlabeled") & (ledger["action"] != "drop")]
-    chosen = base.samples["sample_id"].isin(left["sample_id"]).to_numpy(bool)
+    """Return the rows of the base's images without a label that nobody dropped."""
+    remaining = ledger[(ledger["split"] == "unlabeled") & (ledger["action"] != "drop")]
+    chosen = base.samples["sample_id"].isin(remaining["sample_id"]).to_numpy(bool)
     return base.samples["row"].to_numpy(np.int64)[chosen]
 
 

@@ -17,7 +17,7 @@ from stages.dataset.base import Dataset, View
 from stages.dataset.delta import ClassTarget, build_delta, quotas, target_sizes
 from stages.dataset.files import new_folder, read_array, write_json, write_table
 from stages.errors import WinnowError
-from stages.synthesis.oversample import Beside, Recipe, Synthetic, oversample
+from stages.synthesis.oversample import Beside, OversamplingConfig, Synthetic, oversample
 from stages.workflow.params import Params
 from stages.workflow.runs import StageRun
 from stages.workflow.schema import Synthesize as Section
@@ -63,7 +63,7 @@ def synthesize(
         targets = target_sizes(real.class_counts, default, real.classes, per_class)
     except WinnowError as error:
         raise WinnowError(f"synthesize.{error}") from error
-    recipe = Recipe(
+    recipe = OversamplingConfig(
         method=section.method,
         fallback=section.fallback,
         min_real_per_class=section.min_real_per_class,

@@ -1,11 +1,10 @@
-"""Stages `train` and `baseline`: the same training on the treated and on the untreated split."""
+"""Train a classifier: the stages `train`, on the treated split, and `baseline`, on the untreated one."""
 
 from __future__ import annotations
 
 import argparse
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +31,14 @@ from stages.errors import WinnowError
 from stages.learning.loop import Fit, fit
 from stages.learning.losses import cap_made
 from stages.learning.metrics import fold_means, scores_of
-from stages.learning.models import Ensemble, build_model, member_seed
+from stages.learning.models import Ensemble, build_model, member_seed, model_spec
 from stages.learning.names import Device
-from stages.learning.networks.layers import ModelSpec
+from stages.learning.networks.layers import Layers, ModelSpec, Preprocessing
 from stages.learning.parallel import joined
 from stages.learning.prediction import Calibration, calibrate, predict
 from stages.learning.recipe import Recipe, steps_per_epoch
 from stages.learning.splitting import Share, fold_shares, mean_history
 from stages.learning.store import save_model
-from stages.workflow.choices import model_spec, training_recipe
 from stages.workflow.params import Params
 from stages.workflow.runs import StageRun
 from stages.workflow.schema import Train as TrainParams
@@ -75,22 +73,28 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     reports/train. With --view raw it reads data/ingested alone and writes models/baseline.
     """
     base = read_dataset(INGESTED)
-    choices, epochs = params.train, params.train.epochs
+    section, epochs = params.train, params.train.epochs
     deltas: list[Dataset] = []
     scaled: dict[str, float] | None = None
     if options.view == "raw":
         name, data, val = "baseline", split_view(base, "train"), split_view(base, "val")
         # As many steps as the treated model gets altogether: treatments may not win by longer training.
         epochs += params.finetune.head_epochs + params.finetune.epochs
-        choices = _plain(choices)
+        section = _plain(section)
     else:
-        ledger, deltas = read_ledger(), _deltas(choices)
+        ledger, deltas = read_ledger(), _deltas(section)
         name, val = "train", split_view(base, "val", ledger)
-        data, scaled = _treated(base, ledger, deltas, choices)
-    shares = _shares(data, base, deltas, choices, params.seed)
-    transition = read_transition(TRANSITION, base.classes) if choices.loss == "forward_correction" else None
-    recipe = training_recipe(choices, epochs=epochs, steps_per_epoch=_epoch(base, choices))
-    spec = replace(model_spec(params, data.images, data.classes), members=1)
+        data, scaled = _treated(base, ledger, deltas, section)
+    shares = _shares(data, base, deltas, section, params.seed)
+    transition = read_transition(TRANSITION, base.classes) if section.loss == "forward_correction" else None
+    recipe = Recipe.from_values(section.model_dump(), epochs=epochs, steps_per_epoch=_epoch(base, section))
+    spec = model_spec(
+        section.model,
+        data.images,
+        data.classes,
+        layers=Layers(**section.layers.model_dump()),
+        preprocessing=Preprocessing(params.ingest.resize, params.ingest.color),
+    )
     with joined(params.device) as here:
         fits = train(shares, val, spec, recipe, params, name=name, transition=transition)
     if not here.is_main:
@@ -98,7 +102,7 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     model = fits[0].model if len(fits) == 1 else Ensemble([result.model for result in fits])
     calibration = calibrate(model, val, params.device)
     history = mean_history([result.history for result in fits])
-    summary = summarise(data, recipe, fits, calibration)
+    summary = training_summary(data, recipe, fits, calibration)
     if scaled is not None:
         summary["made_scaled"] = {label: round(factor, 4) for label, factor in scaled.items()}
     folds = cross_validation(fits, shares, params.device)
@@ -149,8 +153,10 @@ def train(
     return fits
 
 
-def summarise(data: View, recipe: Recipe, fits: Sequence[Fit], calibration: Calibration) -> dict[str, Any]:
-    """How the model was made; of an ensemble `kept_epoch` is a list, and the steps are each member's."""
+def training_summary(
+    data: View, recipe: Recipe, fits: Sequence[Fit], calibration: Calibration
+) -> dict[str, Any]:
+    """Summarise the training; of an ensemble `kept_epoch` is a list, and the steps are each member's."""
     return {
         "images": len(data),
         "images_by_class": dict(zip(data.classes, data.class_counts.tolist(), strict=True)),
@@ -165,7 +171,7 @@ def summarise(data: View, recipe: Recipe, fits: Sequence[Fit], calibration: Cali
 
 
 def cross_validation(fits: Sequence[Fit], shares: Sequence[Share], device: Device) -> pd.DataFrame:
-    """A row for each member that left a fold out: `fold`, `images`, and `FOLD_METRICS` on it."""
+    """Score each member on the fold that it left out: `fold`, `images`, and `FOLD_METRICS`."""
     rows = []
     for number, (result, share) in enumerate(zip(fits, shares, strict=True), start=1):
         if (outside := share.outside) is not None:
@@ -175,7 +181,7 @@ def cross_validation(fits: Sequence[Fit], shares: Sequence[Share], device: Devic
 
 
 def read_transition(path: Path, classes: list[str]) -> NDArray[np.float64]:
-    """How labels go wrong as detect_noise estimated it: float64 K×K, rows the true class, sums of 1.
+    """Read how labels go wrong, as detect_noise estimated it: float64 K×K, rows the true class, sums of 1.
 
     Parameters
     ----------
@@ -208,24 +214,23 @@ def read_transition(path: Path, classes: list[str]) -> NDArray[np.float64]:
 
 
 def outcome(name: str, summary: Mapping[str, Any]) -> str:
-    """What the stage prints at its end."""
-    kept = summary["kept_epoch"]
-    members = f"{len(kept)} networks, " if isinstance(kept, list) else ""
-    epochs = ", ".join(map(str, kept)) if isinstance(kept, list) else kept
-    said = (
+    """Return the line that the stage prints at its end."""
+    best = summary["kept_epoch"]
+    members = f"{len(best)} networks, " if isinstance(best, list) else ""
+    epochs = ", ".join(map(str, best)) if isinstance(best, list) else best
+    line = (
         f"{name}: {summary['images']} images, {members}{summary['steps']} steps on {summary['device']} in "
         f"{summary['precision']}; kept epoch {epochs} of {summary['epochs']}"
     )
     if "cross_validation" in summary:
-        found = summary["cross_validation"]["balanced_accuracy"]
-        said += f"; balanced accuracy {found['value']:.3f} over the folds that were left out"
-    return said
+        score = summary["cross_validation"]["balanced_accuracy"]["value"]
+        line += f"; balanced accuracy {score:.3f} over the folds that were left out"
+    return line
 
 
 def _figures(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Figures of `summary` as MLflow takes them."""
-    kept = summary["kept_epoch"]
-    figures = {"kept_epoch": float(np.mean(kept))}
+    """Return the figures of `summary` as MLflow takes them."""
+    figures = {"kept_epoch": float(np.mean(summary["kept_epoch"]))}
     for metric, interval in summary.get("cross_validation", {}).items():
         figures |= {
             f"cross_validation.{metric}" + ("" if end == "value" else f".{end}"): value
@@ -235,60 +240,60 @@ def _figures(summary: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _shares(
-    data: View, base: Dataset, deltas: Sequence[Dataset], choices: TrainParams, seed: int
+    data: View, base: Dataset, deltas: Sequence[Dataset], section: TrainParams, seed: int
 ) -> list[Share]:
-    """What each member trains on: all of `data`, or all but its fold."""
-    members = choices.ensemble.members
-    if choices.ensemble.over == "seeds":
+    """Return what each member trains on: all of `data`, or all but its fold."""
+    members = section.ensemble.members
+    if section.ensemble.over == "seeds":
         return [Share(data)] * members
     tables = [base.samples, *(delta.samples for delta in deltas)]
     groups = pd.concat([table.set_index("sample_id")["group"] for table in tables])
     return fold_shares(
         data,
         groups.loc[data.sample_ids].to_numpy(object),
-        _made(data, deltas),
+        _from_deltas(data, deltas),
         members,
         seed,
         named="train.ensemble.members",
     )
 
 
-def _deltas(choices: TrainParams) -> list[Dataset]:
-    used = [(choices.use_augmented, AUGMENTED), (choices.use_synthetic, SYNTHETIC_DELTA)]
-    return [read_dataset(folder) for wanted, folder in used if wanted]
+def _deltas(section: TrainParams) -> list[Dataset]:
+    folders = [(section.use_augmented, AUGMENTED), (section.use_synthetic, SYNTHETIC_DELTA)]
+    return [read_dataset(folder) for used, folder in folders if used]
 
 
-def _made(data: View, deltas: Sequence[Dataset]) -> NDArray[np.bool_]:
-    """Which samples of the training view are made ones: they stand behind the real ones."""
+def _from_deltas(data: View, deltas: Sequence[Dataset]) -> NDArray[np.bool_]:
+    """Mark the samples of deltas in the training view: they stand behind the real ones."""
     return np.arange(len(data)) >= len(data) - sum(len(delta.samples) for delta in deltas)
 
 
 def _treated(
-    base: Dataset, ledger: pd.DataFrame, deltas: Sequence[Dataset], choices: TrainParams
+    base: Dataset, ledger: pd.DataFrame, deltas: Sequence[Dataset], section: TrainParams
 ) -> tuple[View, dict[str, float]]:
-    """The training view with its deltas, and by class what `max_made` scaled made samples by."""
+    """Return the training view with its deltas, and by class what `max_made` scaled their weights by."""
     data = training_view(base, ledger, deltas)
-    data, scaled = cap_made(data, _made(data, deltas), choices.max_made)
+    data, scaled = cap_made(data, _from_deltas(data, deltas), section.max_made)
     for label, factor in scaled.items():
         print(
             f"train: made samples of {label} scaled by {factor:.3g}: together they would weigh more than "
-            f"max_made = {choices.max_made:g} times the real ones"
+            f"max_made = {section.max_made:g} times the real ones"
         )
     return data, scaled
 
 
-def _plain(choices: TrainParams) -> TrainParams:
-    """The section without what treats wrong labels and skewed classes: those are treatments too.
+def _plain(section: TrainParams) -> TrainParams:
+    """Take from the section what treats wrong labels and skewed classes: those are treatments too.
 
     Network, optimiser and what keeps any network from overfitting (mixing, averages, ensembles) are the same.
     """
-    return choices.model_copy(
+    return section.model_copy(
         update={"loss": "cross_entropy", "class_weighting": "none", "deferred": 0.0, "sampling": "shuffle"}
     )
 
 
-def _epoch(base: Dataset, choices: TrainParams) -> int:
-    return steps_per_epoch(int((base.samples["split"] == "train").sum()), choices.batch_size)
+def _epoch(base: Dataset, section: TrainParams) -> int:
+    return steps_per_epoch(int((base.samples["split"] == "train").sum()), section.batch_size)
 
 
 if __name__ == "__main__":

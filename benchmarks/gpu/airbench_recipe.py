@@ -46,7 +46,6 @@ def recipe(steps: int = STEPS, batch: int = BATCH) -> Recipe:
         shift=2,
         flip=True,
         alternate_flips=True,
-        compile="off",  # as the plain script; a probe would take as long as a dozen steps
     )
 
 

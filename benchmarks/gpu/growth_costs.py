@@ -89,7 +89,7 @@ def _epoch(architecture: str, job: Job) -> Work:
 
     def train(steps: int) -> object:
         batch = min(job.batch_size, job.images)
-        recipe = Recipe(1, steps, batch, 0.001, shift=2, flip=True, compile="off")
+        recipe = Recipe(1, steps, batch, 0.001, shift=2, flip=True)
         return fit(model, every, recipe, seed=0, device=job.device, description="")
 
     train(3)

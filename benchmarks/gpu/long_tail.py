@@ -11,11 +11,11 @@ The seed says which images are there, and how the network starts. --arms default
 of params.yaml does about classes; its augmented and synthetic images are not in here.
 
 A step is small: .05 TFLOP, of which an H100 could do thousands a second, so that it waits for the launches of
-some 500 kernels: 2 ms as CUDA graphs, which the recipe's `compile: auto` tries, to 5 ms without, and 40 to
-100 s for the 19,400 steps of a run. --jobs runs, in processes of their own, fill the gaps of one another;
-seconds and memory of a run are then those of a shared GPU. All arms with one seed cost as much as 11 runs: 5
-to 8 minutes with the default --jobs 3. A run is not started where the slowest so far would not end within
---minutes; each result is a line in the file of --out, and the same command goes on with what is missing.
+some 500 kernels: 2 ms as CUDA graphs to 5 ms without, and 40 to 100 s for the 19,400 steps of a run. --jobs
+runs, in processes of their own, fill the gaps of one another; seconds and memory of a run are then those of a
+shared GPU. All arms with one seed cost as much as 11 runs: 5 to 8 minutes with the default --jobs 3. A run is
+not started where the slowest so far would not end within --minutes; each result is a line in the file of
+--out, and the same command goes on with what is missing.
 """
 
 from __future__ import annotations

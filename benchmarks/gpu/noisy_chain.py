@@ -16,6 +16,7 @@ from benchmarks.measuring import ROOT
 from benchmarks.remedies_data import Suspicion, Task, curate
 from benchmarks.results import Row
 from stages.dataset.base import View
+from stages.learning.names import LOSSES
 from stages.workflow.params import PARAMS_FILE, load_params
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from stages.learning.models import Classifier
     from stages.learning.names import Device
     from stages.learning.recipe import Recipe
-
-# As the stage `finetune` has it: losses against wrong labels stay, others give way to even sampling.
-_KEPT_LOSSES = ("generalised_cross_entropy", "symmetric_cross_entropy", "early_learning")
 
 
 @dataclass(frozen=True)
@@ -263,8 +261,8 @@ def training_recipe(settings: Settings, images: int, suspicion: Suspicion | None
         optimiser=settings.optimiser,  # type: ignore[arg-type]
         weight_decay=0.0,
         l2=settings.l2,
-        average=settings.average,
-        loss=settings.loss,  # type: ignore[arg-type]
+        average_weights=settings.average,
+        loss=settings.loss,
         loss_options=forgotten,
         label_smoothing=settings.label_smoothing,
         shift=settings.shift,
@@ -287,7 +285,8 @@ def finetuning_plan(model: Classifier, settings: Settings, recipe: Recipe) -> li
             recipe,
             epochs=settings.finetune_epochs,
             learning_rate=settings.finetune_rate,
-            loss=recipe.loss if recipe.loss in _KEPT_LOSSES else "cross_entropy",
+            # As in the stage `finetune`: others give way to even sampling.
+            loss=recipe.loss if LOSSES[recipe.loss].transfers else "cross_entropy",
             sampling="balanced",
         ),
         head_epochs=settings.head_epochs,

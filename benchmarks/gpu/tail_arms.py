@@ -24,7 +24,7 @@ _DEVELOPMENT = 100  # images a class of the training set, that settings are chos
 # What of the section `train` is a remedy for skewed classes, or keeps a network from overfitting.
 _REMEDIES = (
     *("loss", "loss_options", "label_smoothing", "class_weighting", "deferred", "sampling"),
-    *("cutout", "mixup", "cutmix", "average"),
+    *("cutout", "mixup", "cutmix", "average_weights"),
 )
 
 
@@ -78,21 +78,21 @@ ARMS = {
     # features by mixing, then the head by itself with even classes, as cRT (Kang et al., arXiv 1910.09217)
     "mixup_then_head": Arm({"mixup": 1.0}, then=Stage(10, 0, 0.1)),
     # Mixed images bear many more epochs than plain ones, and averaged weights need no last small steps.
-    "mixing_deferred_long": Arm({"mixup": 1.0, "cutmix": 1.0, "average": 0.999, **_DEFERRED}, longer=2.0),
+    "mixing_deferred_long": Arm(
+        {"mixup": 1.0, "cutmix": 1.0, "average_weights": 0.999, **_DEFERRED}, longer=2.0
+    ),
     "mixing_balanced_softmax_long": Arm(
-        {"loss": "balanced_softmax", "mixup": 1.0, "cutmix": 1.0, "average": 0.999}, longer=2.0
+        {"loss": "balanced_softmax", "mixup": 1.0, "cutmix": 1.0, "average_weights": 0.999}, longer=2.0
     ),
 }
 
 
 def changed(recipe: Recipe, name: str) -> Recipe:
     """The recipe of an arm, whose own epochs are those of the others times `longer`."""
-    from stages.workflow.choices import training_recipe
-
     arm, changes = ARMS[name], dict(ARMS[name].changes)
     if name.startswith("default"):
         train = load_params(ROOT / PARAMS_FILE).train
-        default = training_recipe(train, epochs=1, steps_per_epoch=1)
+        default = Recipe.from_values(train.model_dump(), epochs=1, steps_per_epoch=1)
         changes = {key: getattr(default, key) for key in _REMEDIES}
     return replace(recipe, epochs=max(1, round(arm.longer * recipe.epochs)), **changes)
 

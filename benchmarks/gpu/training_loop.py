@@ -12,7 +12,7 @@ chosen in it), and scores after each epoch. The sides take turns, and the order 
 round in the next. The aims: 1.15 times the peer's seconds at most, and an accuracy within .2 points.
 
 What else a stage does is measured apart, in one run each: scores after each epoch, checkpoints, and compiled
-networks (`compile: probe`, its compilation included).
+networks (`compile: on`, its compilation included).
 
 Two minutes on an H100, half of it to unpack the archive and to start; without --peer Winnow's side alone.
 Each round is a line in the file of --out: a run that was stopped goes on.
@@ -199,7 +199,7 @@ def print_apart(cifar: Cifar, how: Recipe, name: Device, device: torch.device) -
             elif what == "checkpoints":
                 more["keep_in"] = Path(place)
             else:
-                changed = replace(how, compile="probe")
+                changed = replace(how, compile="on")
             span, _ = _ours(cifar, changed, 0, name, device, **more)
         print(f"  {what:14}{span.seconds:>8.3f} s", flush=True)
 

@@ -1,4 +1,4 @@
-"""Transformed copies, made by all cores.
+"""Make transformed copies of images, on all cores.
 
 A copy's randomness comes from its id alone, so that neither order nor the number of processes
 changes it.
@@ -37,7 +37,7 @@ def augment_copies(
     processes: int | None = None,
     description: str = "",
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:
-    """Transformed copies of the images of the classes that need some.
+    """Make transformed copies of the images of the classes that need some.
 
     The images of a class take turns, in the order of their ids; the result depends on neither the
     order of the samples, nor the rest of the data, nor the number of processes.
@@ -80,7 +80,7 @@ def transformed(
     description: str = "",
     key: str = POLICY_KEY,
 ) -> NDArray[np.uint8]:
-    """A transformed copy for each of `parents`, uint8 M×H×W×C.
+    """Make a transformed copy for each of `parents`, uint8 M×H×W×C.
 
     Parameters
     ----------
@@ -105,9 +105,9 @@ def transformed(
     )
     bar = tqdm(total=len(parents), desc=description, unit="img", mininterval=0.5, disable=not description)
     with bar as progress:
-        for start, made in zip(starts, _make_all(tasks, len(starts), processes), strict=True):
-            copies[start : start + len(made)] = made
-            progress.update(len(made))
+        for start, part in zip(starts, _make_all(tasks, len(starts), processes), strict=True):
+            copies[start : start + len(part)] = part
+            progress.update(len(part))
     return copies
 
 
@@ -135,7 +135,7 @@ def _task(
 
 
 def _make_all(tasks: Iterator[_Task], count: int, processes: int | None) -> Iterator[NDArray[np.uint8]]:
-    """The copies of each task, in order."""
+    """Yield the copies of each task, in order."""
     import joblib
 
     wanted = joblib.cpu_count() if processes is None else processes
@@ -178,9 +178,9 @@ def _make(task: _Task) -> NDArray[np.uint8]:
     pipeline = build_policy(task.policy, task.key)
     copies = np.empty((len(task.which), *task.originals.shape[1:]), np.uint8)
     for place, (parent, name) in enumerate(zip(task.which, task.names, strict=True)):
-        own = sample_seed(task.seed, name)
+        seed = sample_seed(task.seed, name)
         # One stream for all transforms: set_random_seed would give each the same one.
-        pipeline.set_random_state(np.random.default_rng(own), random.Random(own))  # noqa: S311
+        pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))  # noqa: S311
         result = pipeline(image=np.array(task.originals[parent]))["image"]
         copies[place] = result.reshape(copies.shape[1:])
     return copies
@@ -189,7 +189,7 @@ def _make(task: _Task) -> NDArray[np.uint8]:
 def _plan(
     labels: NDArray[np.int64], sample_ids: Sequence[str], quota: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """The parent and the id of each copy."""
+    """Choose the parent and the id of each copy."""
     names = np.asarray(sample_ids, dtype=object)
     parents: list[int] = []
     ids: list[str] = []

@@ -1,13 +1,9 @@
-"""What is safe to do to images of a kind, and what is not: policies, and limits with a reason each.
+"""Define presets for kinds of images: a safe policy, and limits of transforms with a reason each.
 
-The limits hold for policies of one's own too. They are on what a transform can do at most, by its
-arguments; how likely it is (`p`) does not matter. What a transform does to the classes at hand is
-measured besides (`survival`).
-
-What albumentations' transforms do to an image at most, read from their arguments.
-
-Only what a preset has reason to limit is listed. A transform that is not here has none of these
-effects, or they cannot be told from its arguments.
+The limits hold for policies of one's own too. They are on what a transform can do to an image at most, read
+from its arguments; how likely it is (`p`) does not matter. Only effects that a preset has reason to limit are
+listed: a transform that is not here has none of them, or they cannot be told from its arguments. What a
+transform does to the classes at hand is measured besides (`survival`).
 """
 
 from __future__ import annotations
@@ -20,7 +16,7 @@ from typing import Any
 from stages.augmentation.transforms import POLICY_KEY, Part, Policy, build_part, most_together, parts
 from stages.errors import WinnowError
 
-# Each with its amount in braces where it has one.
+# Effects in words, with their amount in braces.
 PHRASES = {
     "mirror": "mirrors left and right",
     "upside_down": "turns images upside down",
@@ -53,7 +49,7 @@ _REFLECT = 4  # OpenCV's BORDER_REFLECT_101: no black wedges beside what is not 
 
 
 def effects_of(name: str, transform: Any, side: int) -> dict[str, float]:
-    """The effects of one transform, by name of `PHRASES`, with the most that each can amount to.
+    """Return the effects of one transform, by name of `PHRASES`, with the most that each can amount to.
 
     Parameters
     ----------
@@ -62,20 +58,20 @@ def effects_of(name: str, transform: Any, side: int) -> dict[str, float]:
         filled in
     side : pixels of the images, the shorter of height and width
     """
-    found = {
+    effects = {
         effect: float(amount(transform)) if callable(amount) else amount
         for effect, amount in _EFFECTS.get(name, {}).items()
     }
     if name in _IN_PIXELS:
-        found["distortion"] /= side
+        effects["distortion"] /= side
     if name in _CROPS:
-        found["crop"] = _CROPS[name](transform, side)
-        found.setdefault("zoom", _magnified(found["crop"]))
-    return {effect: amount for effect, amount in found.items() if amount > 0}
+        effects["crop"] = _CROPS[name](transform, side)
+        effects.setdefault("zoom", _magnified(effects["crop"]))
+    return {effect: amount for effect, amount in effects.items() if amount > 0}
 
 
 def _numbers(value: Any) -> list[float]:
-    """All numbers in ranges, and in mappings of ranges."""
+    """Return all numbers in ranges, and in mappings of ranges."""
     if isinstance(value, Mapping):
         return [number for item in value.values() for number in _numbers(item)]
     if isinstance(value, list | tuple):
@@ -84,26 +80,26 @@ def _numbers(value: Any) -> list[float]:
 
 
 def _most(attribute: str, scale: float = 1.0, around: float = 0.0) -> Amount:
-    """The largest distance of an argument from `around`, times `scale`."""
+    """Measure the largest distance of an argument from `around`, times `scale`."""
     return lambda transform: (
         scale * max((abs(number - around) for number in _numbers(getattr(transform, attribute))), default=0.0)
     )
 
 
 def _zoom(transform: Any) -> float:
-    """The larger of magnification and reduction; 1 is neither, and does not count."""
+    """Return the larger of magnification and reduction; 1 is neither, and does not count."""
     factors = [abs(number) for number in _numbers(transform.scale)]
     most = max((max(factor, 1 / factor) if factor else math.inf for factor in factors), default=1.0)
     return most if most > 1 else 0.0
 
 
 def _negative(axis: str) -> Amount:
-    """Whether a scale is below zero, which mirrors that axis."""
+    """Tell whether a scale is below zero, which mirrors that axis."""
     return lambda transform: float(min(_numbers(transform.scale[axis])) < 0)
 
 
 def _elastic(transform: Any) -> float:
-    """Pixels that noise of unit variance moves by (2 standard deviations) once it is blurred."""
+    """Return how far blurred noise of unit variance moves pixels: 2 standard deviations."""
     return 2 * abs(transform.alpha) / (2 * math.sqrt(math.pi) * max(transform.sigma, 0.3))
 
 
@@ -112,7 +108,7 @@ def _resized(transform: Any, side: int) -> float:
 
 
 def _shifted(transform: Any, side: int) -> float:
-    """The share of the image that a shift moves out of it."""
+    """Return the share of the image that a shift moves out of it."""
     pixels = transform.translate_percent is None
     shifts = transform.translate_px if pixels else transform.translate_percent
     left = [1 - min(1.0, max(map(abs, _numbers(shifts[axis]))) / (side if pixels else 1)) for axis in "xy"]
@@ -120,11 +116,11 @@ def _shifted(transform: Any, side: int) -> float:
 
 
 def _cropped_sides(transform: Any, side: int) -> float:
-    """Of `CropAndPad`, which crops by what is below zero: of all sides, or of top, right, bottom and left."""
+    """Return the share that `CropAndPad` cuts off: it crops by negative amounts, of all sides or of each."""
     amount = transform.px if transform.percent is None else transform.percent
     each = list(amount) if isinstance(amount, list | tuple) and len(amount) == 4 else [amount] * 4
     scale = side if transform.percent is None else 1
-    top, right, bottom, left = (max(0.0, -min(_numbers(one))) / scale for one in each)
+    top, right, bottom, left = (max(0.0, -min(_numbers(amount))) / scale for amount in each)
     return 1 - max(0.0, 1 - top - bottom) * max(0.0, 1 - left - right)
 
 
@@ -134,42 +130,42 @@ def _cropped_height(transform: Any, side: int) -> float:
 
 
 def _magnified(crop: float) -> float:
-    """Of what is left, brought to the size of the whole."""
+    """Return the magnification of the rest of a crop, brought to the size of the whole."""
     return 1 / math.sqrt(1 - crop) if 0 < crop < 1 else math.inf if crop else 0.0
 
 
 def _grid(transform: Any) -> float:
-    """Steps of the grid that are all wider up to the middle, and narrower from there on."""
+    """Return the shift at the middle where all steps before it are wider, and all after it narrower."""
     return _most("distort_limit", 0.5 if transform.normalized else 1.0)(transform)
 
 
 def _spline(transform: Any) -> float:
-    """What the displacement that 1 in 20 images exceeds was measured to be, for 4 points a side."""
+    """Return the displacement that 1 in 20 images exceeds, as measured for 4 points a side."""
     return _most("scale_range", 0.1 * transform.num_control_points**2)(transform)
 
 
 def _inverts(attribute: str) -> Amount:
-    """Whether contrast is below -1, which turns dark into bright."""
+    """Tell whether contrast is below -1, which turns dark into bright."""
     return lambda transform: float(min(_numbers(getattr(transform, attribute))) < -1)
 
 
 def _brightness(brightness: str, contrast: str) -> Amount:
-    """Of a medium grey: a change of contrast changes it by half as much."""
+    """Measure the change of a medium grey, which contrast changes by half as much."""
     return lambda transform: max(_most(brightness)(transform), _most(contrast, 0.5)(transform))
 
 
 def _gamma(transform: Any) -> float:
-    """Of a medium grey."""
+    """Return the change of a medium grey."""
     return max(abs(0.5 ** (number / 100) - 0.5) for number in _numbers(transform.gamma_limit))
 
 
 def _gaussian(transform: Any) -> float:
-    """The width of the kernel; where it is not given, albumentations chooses it by sigma."""
+    """Return the width of the kernel; where it is not given, albumentations chooses it by sigma."""
     return _most("blur_limit")(transform) or _most("sigma_limit", 3.0)(transform)
 
 
 def _multiplied(transform: Any) -> float:
-    """One factor for all pixels makes an image brighter, and no noise."""
+    """Return the noise of factors for each pixel; one factor for all makes an image brighter instead."""
     return _most("multiplier", around=1.0)(transform) if transform.elementwise else 0.0
 
 
@@ -303,7 +299,7 @@ class Preset:
     Attributes
     ----------
     policy : for images of any size from 8 pixels on, grey or RGB
-    limits : by effect, of `effects.PHRASES`
+    limits : by effect, of `PHRASES`
     """
 
     policy: Policy
@@ -405,7 +401,7 @@ PRESETS: Mapping[str, Preset] = {
 
 
 def choose_policy(preset: str | None, policy: Policy | None) -> tuple[Policy, str]:
-    """The policy that is to be used, and its key: one's own, else the preset's (empty without one)."""
+    """Return the policy to use, and its key: one's own, else the preset's (empty without one)."""
     if policy is not None:
         return policy, POLICY_KEY
     return (PRESETS[preset].policy if preset else []), f"{PRESET_KEY}.{preset}"
@@ -458,6 +454,6 @@ def _refusal(preset: str, who: str, effect: str, amount: float, without: str) ->
 
 
 def reason_against(preset: str | None, effect: str) -> str | None:
-    """Why a preset forbids an effect altogether, of `effects.PHRASES`; None where it does not."""
+    """Explain why a preset forbids an effect altogether, of `PHRASES`; None where it does not."""
     limit = PRESETS[preset].limits.get(effect) if preset is not None else None
     return limit.why if limit is not None and limit.at_most == 0 else None

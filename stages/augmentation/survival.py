@@ -1,7 +1,7 @@
-"""Whether labels survive a policy: the share of images that a model still recognises after it.
+"""Check whether labels survive a policy: the share of images that a model still recognises after it.
 
-The model has not seen the images' originals, so that it goes by what makes their class. Asked are
-only those that it recognises untransformed.
+The model has not seen the images' originals, so that it goes by what makes their class. Only images that it
+recognises untransformed are tried.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class HeldOut(Protocol):
     """Models that did not see the images they are asked about; `judge.Judge` is one."""
 
     def held_out(self) -> NDArray[np.float32]:
-        """Probabilities of the real images, N×K."""
+        """Predict the real images, N×K."""
 
     def of_copies(self, images: NDArray[np.uint8], parents: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Probabilities of changed real images, M×K, by models that did not see their parents."""
+        """Predict changed real images, M×K, by models that did not see their parents."""
 
 
 @dataclass(frozen=True)
 class Survival:
-    """What a transform, or a policy, leaves of the images that the model recognised.
+    """Counts of images that the model recognises before and after a transform, or a policy.
 
     Attributes
     ----------
@@ -57,16 +57,16 @@ class Survival:
 
     @property
     def share(self) -> float:
-        """Of all classes that get copies together, 0 to 1; NaN where nothing was recognised before."""
+        """Return the share over all classes that get copies, 0 to 1; NaN where none was recognised before."""
         return float(self.after.sum() / self.before.sum()) if self.before.any() else float("nan")
 
     @property
     def of_class(self) -> NDArray[np.float64]:
-        """Of each class, K; NaN where too few were recognised to say anything."""
+        """Return the share of each class, K; NaN where too few were recognised to say anything."""
         return np.where(self.before >= _FEW, self.after / np.maximum(self.before, 1), np.nan)
 
     def destroyed(self, min_recognised: float) -> list[int]:
-        """Of which classes less than `min_recognised` survives: indices, `ALL` for all together.
+        """Return the classes of which less than `min_recognised` survives: indices, `ALL` for all together.
 
         Less means less beyond chance: the exact upper bound (Clopper and Pearson 1934) is below it,
         at an error of .05 over all that is looked at (Bonferroni).
@@ -82,8 +82,8 @@ class Survival:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What became of a policy.
+class PolicyVerdict:
+    """The policy to use, and what was found about its transforms.
 
     Attributes
     ----------
@@ -103,24 +103,26 @@ class Verdict:
 
     @property
     def share(self) -> float | None:
-        """Survival under all transforms that were not left out; None where there is none."""
+        """Return the survival under all transforms that were not left out; None where there is none."""
         whole = self.table.loc[self.table["transform"] == WHOLE, "survival"].dropna()
         return float(whole.iloc[0]) if len(whole) else None
 
 
-def unchecked(policy: Policy, why: str = "", destroying: Destroying = "warn") -> Verdict:
-    """The verdict where nothing was tried; `why` is the reason, empty where nothing was to be.
+def unchecked(policy: Policy, why: str = "", destroying: Destroying = "warn") -> PolicyVerdict:
+    """Return the verdict where nothing was tried; `why` is the reason, empty where nothing had to be.
 
     Raises
     ------
     WinnowError
         Where there is a reason, and `destroying` is `stop`.
     """
-    return Verdict(policy, pd.DataFrame(columns=_COLUMNS), _cannot_say(why, destroying) if why else [], [])
+    return PolicyVerdict(
+        policy, pd.DataFrame(columns=_COLUMNS), _cannot_say(why, destroying) if why else [], []
+    )
 
 
 def upper_bound(successes: int, trials: int, chance: float) -> float:
-    """The largest share that so few successes are compatible with, but for `chance`; one-sided, exact."""
+    """Return the exact one-sided upper bound of a share, at an error of `chance`."""
     from scipy.stats import beta
 
     return 1.0 if successes >= trials else float(beta.ppf(1.0 - chance, successes + 1, trials - successes))
@@ -136,7 +138,7 @@ def check_survival(
     destroying: Destroying,
     seed: int,
     key: str = POLICY_KEY,
-) -> Verdict:
+) -> PolicyVerdict:
     """Try each transform of a policy alone and always, then all together as they will be used.
 
     Parameters
@@ -192,7 +194,7 @@ def check_survival(
     ]
     if used and whole is not None:
         rows.append(trial.row(WHOLE, key, whole, _decision(False, trial.destroyed(whole))))
-    return Verdict(used, pd.DataFrame(rows, columns=_COLUMNS), too_few + warnings, trial.unsaid())
+    return PolicyVerdict(used, pd.DataFrame(rows, columns=_COLUMNS), too_few + warnings, trial.unjudged())
 
 
 # What follows for a transform.
@@ -200,19 +202,19 @@ _CONSEQUENCE = {"leave_out": "; left out: {}", "warn": "; kept all the same", "s
 
 
 def _alone(order: Sequence[Part], found: Mapping[str, Survival]) -> str:
-    """The first transforms, each with what survives it by itself."""
+    """List the first transforms, each with what survives it by itself."""
     return ", ".join(f"{part.name} ({found[part.key].share:.0%})" for part in order[:_NAMED])
 
 
 def _cannot_say(why: str, destroying: Destroying) -> list[str]:
-    """The warning that labels may not survive; a WinnowError where that must not pass."""
-    said = f"whether labels survive could not be checked: {why}"
+    """Warn that labels may not survive; a WinnowError where that must not pass."""
+    warning = f"whether labels survive could not be checked: {why}"
     if destroying == "stop":
         raise WinnowError(
-            f"augment.destroying = 'stop', and {said}; set augment.min_recognised to 0, which switches the "
-            "check off, or augment.destroying to warn"
+            f"augment.destroying = 'stop', and {warning}; set augment.min_recognised to 0, which switches "
+            "the check off, or augment.destroying to warn"
         )
-    return [f"{said}; every transform is kept"]
+    return [f"{warning}; every transform is kept"]
 
 
 def _decision(left_out: bool, condemned: bool) -> str:
@@ -220,7 +222,7 @@ def _decision(left_out: bool, condemned: bool) -> str:
 
 
 class _Trial:
-    """The images that are tried, of which the judge is asked again after each transform."""
+    """Try transforms on a sample of images that the judge recognises untransformed."""
 
     def __init__(
         self,
@@ -239,8 +241,8 @@ class _Trial:
         self.before = self._count(self.chosen)
 
     def measure(self, policy: Policy, name: str) -> Survival:
-        """Ask about the images after a policy; `name` seeds it."""
-        ids = [derived_id(str(own), name, 0) for own in self.real.sample_ids[self.chosen]]
+        """Count what the judge recognises after a policy; `name` seeds it."""
+        ids = [derived_id(str(sample), name, 0) for sample in self.real.sample_ids[self.chosen]]
         copies = transformed(self.real.images, self.chosen, ids, policy, self.seed, key=self.key)
         answers = self.judge.of_copies(copies, self.chosen).argmax(axis=1)
         return Survival(self.before, self._count(self.chosen[answers == self.real.labels[self.chosen]]))
@@ -249,20 +251,20 @@ class _Trial:
         return bool(survival.destroyed(self.min_recognised))
 
     def words(self, place: str, name: str, survival: Survival) -> str:
-        """What is wrong with a transform, by the classes of which too little survives."""
+        """Describe what is wrong with a transform, by the classes of which too little survives."""
         groups = survival.destroyed(self.min_recognised)
-        said = [f"{survival.share:.0%} of all classes that get copies together"] if ALL in groups else []
+        shares = [f"{survival.share:.0%} of all classes that get copies together"] if ALL in groups else []
         single = [group for group in groups if group != ALL]
         if single:
             worst = min(single, key=lambda label: survival.of_class[label])
-            said.append(f"{survival.of_class[worst]:.0%} of class {self.real.classes[worst]!r}")
+            shares.append(f"{survival.of_class[worst]:.0%} of class {self.real.classes[worst]!r}")
         return (
             f"{place}: after {name}, of the images that a model recognised before it recognises "
-            f"{' and '.join(said)}, and augment.min_recognised = {self.min_recognised:g}"
+            f"{' and '.join(shares)}, and augment.min_recognised = {self.min_recognised:g}"
         )
 
     def too_few(self) -> str:
-        """Why nothing can be said; empty where something can."""
+        """Explain why nothing can be said; empty where something can."""
         recognised = int(self.before.sum())
         if recognised >= _FEW:
             return ""
@@ -271,8 +273,8 @@ class _Trial:
             "few to say"
         )
 
-    def unsaid(self) -> list[str]:
-        """Which classes could not be judged by themselves for want of images."""
+    def unjudged(self) -> list[str]:
+        """Name the classes that could not be judged by themselves for want of images."""
         few = [self.real.classes[index] for index in np.flatnonzero(self.copied & (self.before < _FEW))]
         if not few or self.too_few():
             return []
@@ -282,17 +284,17 @@ class _Trial:
         ]
 
     def row(self, name: str, place: str, survival: Survival, decision: str) -> dict[str, object]:
-        """A row of the table."""
+        """Return a row of the table."""
         shares = survival.of_class
-        some = not np.isnan(shares).all()
+        known = not np.isnan(shares).all()
         return {
             "transform": name,
             "tried": self.tried,
             "recognised": int(survival.after.sum()),
             "recognised_before": int(survival.before.sum()),
             "survival": round(survival.share, 4),
-            "worst_class": self.real.classes[int(np.nanargmin(shares))] if some else None,
-            "worst_survival": round(float(np.nanmin(shares)), 4) if some else None,
+            "worst_class": self.real.classes[int(np.nanargmin(shares))] if known else None,
+            "worst_survival": round(float(np.nanmin(shares)), 4) if known else None,
             "decision": decision,
             "key": place,
         }
@@ -304,7 +306,7 @@ class _Trial:
 def _draw(
     labels: NDArray[np.int64], names: Sequence[str], wanted: NDArray[np.int64], seed: int
 ) -> NDArray[np.int64]:
-    """Images to try, as many of each class of `wanted` as there are places, whatever the samples' order."""
+    """Draw images to try, equally many of each class of `wanted`, whatever the samples' order."""
     order = np.argsort([sample_seed(seed, name) for name in names], kind="stable")
     share = max(1, _IMAGES // max(len(wanted), 1))
     return np.concatenate([order[:0], *(order[labels[order] == label][:share] for label in wanted)])

@@ -1,6 +1,7 @@
-"""Policies of transforms by albumentations' own names and arguments; the only module that imports it.
+"""Validate and build policies of transforms by albumentations' own names and arguments.
 
-The version is the last one under the MIT licence. Its own seed is not used: see `augmentation`.
+No other module imports albumentations; the version is the last one under the MIT licence. Its own seed is not
+used: see `copying`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Part:
 
     @property
     def alone(self) -> Policy:
-        """The policy that always applies this transform and no other."""
+        """Return the policy that always applies this transform and no other."""
         return [(self.name, {**self.args, "p": 1.0})]
 
 
@@ -72,17 +73,19 @@ def validate_policy(
 
 
 def parts(policy: Policy, key: str = POLICY_KEY) -> list[Part]:
-    """The single transforms of a valid policy in their order, also those inside combined ones."""
-    found: list[Part] = []
+    """List the single transforms of a valid policy in their order, also those inside combined ones."""
+    singles: list[Part] = []
     for index, (name, args) in enumerate(policy):
         place = f"{key}.{index}"
-        found += parts(_inner(place, args), f"{place}.args.transforms") if name in _COMBINED else []
-        found += [] if name in _COMBINED else [Part(place, name, args)]
-    return found
+        if name in _COMBINED:
+            singles += parts(_inner(place, args), f"{place}.args.transforms")
+        else:
+            singles.append(Part(place, name, args))
+    return singles
 
 
 def most_together(policy: Policy, amount: Callable[[Part], float], key: str = POLICY_KEY) -> float:
-    """The largest sum of an amount over the transforms that a single copy can meet.
+    """Return the largest sum of an amount over the transforms that a single copy can meet.
 
     Of `OneOf` it meets one, of `SomeOf` as many as its `n`; p does not matter.
     """
@@ -102,31 +105,31 @@ def most_together(policy: Policy, amount: Callable[[Part], float], key: str = PO
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what albumentations says to programmers ("very slow", "already gray"); errors go through."""
+    """Suppress albumentations' warnings to programmers ("very slow", "already gray"), not its errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield
 
 
 def without(policy: Policy, left_out: Set[str], key: str = POLICY_KEY) -> Policy:
-    """The policy without the parts of those keys; a combined transform that loses all goes too."""
-    return list(_kept(policy, left_out, key))
+    """Leave out the parts of these keys; a combined transform that loses all goes too."""
+    return list(_without(policy, left_out, key))
 
 
 def build_part(part: Part) -> Any:
-    """The transform of albumentations, its arguments checked and brought to the library's own form."""
+    """Build the transform, its arguments checked and brought to albumentations' own form."""
     return _built(part.key, part.name, part.args)
 
 
 @quiet()
 def build_policy(policy: Policy, key: str = POLICY_KEY) -> Any:
-    """The policy as one of albumentations' pipelines; a WinnowError as by `validate_policy`."""
+    """Build the policy as one of albumentations' pipelines; a WinnowError as by `validate_policy`."""
     return _library().Compose(
         [_built(f"{key}.{index}", name, args) for index, (name, args) in enumerate(policy)]
     )
 
 
-def _kept(policy: Policy, left_out: Set[str], key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _without(policy: Policy, left_out: Set[str], key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for index, (name, args) in enumerate(policy):
         place = f"{key}.{index}"
         if name not in _COMBINED:
@@ -134,8 +137,8 @@ def _kept(policy: Policy, left_out: Set[str], key: str) -> Iterator[tuple[str, M
                 yield name, args
             continue
         inner = [
-            {"name": own, "args": own_args}
-            for own, own_args in _kept(_inner(place, args), left_out, f"{place}.args.transforms")
+            {"name": inner_name, "args": inner_args}
+            for inner_name, inner_args in _without(_inner(place, args), left_out, f"{place}.args.transforms")
         ]
         if inner:
             fewer = {"n": min(args.get("n", 1), len(inner))} if name == "SomeOf" else {}
@@ -143,7 +146,7 @@ def _kept(policy: Policy, left_out: Set[str], key: str) -> Iterator[tuple[str, M
 
 
 def _library() -> Any:
-    """albumentations, imported late (seconds) and without its look for updates."""
+    """Import albumentations, late (it takes seconds) and without its look for updates."""
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     import albumentations
 
@@ -151,7 +154,7 @@ def _library() -> Any:
 
 
 def _known(library: Any) -> list[str]:
-    """The names of all transforms that can be used alone, and of those that combine them."""
+    """List all transforms that can be used alone, and those that combine them."""
     return [
         name
         for name, value in vars(library).items()
@@ -165,7 +168,7 @@ def _known(library: Any) -> list[str]:
 
 @quiet()
 def _built(key: str, name: str, args: Mapping[str, Any]) -> Any:
-    """One transform, or a WinnowError that names its key."""
+    """Build one transform, or raise a WinnowError that names its key."""
     library = _library()
     known = _known(library)
     if name not in known:
@@ -192,35 +195,35 @@ def _built(key: str, name: str, args: Mapping[str, Any]) -> Any:
 
 
 def _combined(key: str, name: str, transform: Any, args: Mapping[str, Any]) -> Any:
-    """One that holds others; albumentations does not check its arguments."""
+    """Build a transform that holds others; albumentations does not check its arguments."""
     inner = [
-        _built(f"{key}.args.transforms.{index}", own, own_args)
-        for index, (own, own_args) in enumerate(_inner(key, args))
+        _built(f"{key}.args.transforms.{index}", inner_name, inner_args)
+        for index, (inner_name, inner_args) in enumerate(_inner(key, args))
     ]
     chance, count = args.get("p", 1.0), args.get("n", 1)
     if isinstance(chance, bool) or not isinstance(chance, int | float) or not 0.0 <= chance <= 1.0:
         raise WinnowError(f"{key}.args.p = {chance!r}: a number from 0 to 1")
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(inner):
         raise WinnowError(f"{key}.args.n = {count!r}: a number from 1 to that of its transforms")
-    if name == "OneOf" and not any(one.p for one in inner):
+    if name == "OneOf" and not any(each.p for each in inner):
         raise WinnowError(f"{key}.args.transforms: p of one of them must be above 0; OneOf chooses by them")
     return transform(**{**args, "transforms": inner})
 
 
 def _inner(key: str, args: Mapping[str, Any]) -> Policy:
-    """The policy inside a combined transform."""
+    """Return the policy inside a combined transform."""
     inner, place = args.get("transforms"), f"{key}.args.transforms"
     if not isinstance(inner, Sequence) or isinstance(inner, str) or not inner:
         raise WinnowError(f"{place}: a list of transforms, {{name, args}} each")
-    for index, one in enumerate(inner):
+    for index, entry in enumerate(inner):
         if (
-            not isinstance(one, Mapping)
-            or set(one) != {"name", "args"}
-            or not isinstance(one["name"], str)
-            or not isinstance(one["args"], Mapping)
+            not isinstance(entry, Mapping)
+            or set(entry) != {"name", "args"}
+            or not isinstance(entry["name"], str)
+            or not isinstance(entry["args"], Mapping)
         ):
             raise WinnowError(f"{place}.{index} must be {{name: …, args: {{…}}}}")
-    return [(one["name"], one["args"]) for one in inner]
+    return [(entry["name"], entry["args"]) for entry in inner]
 
 
 @quiet()
@@ -244,7 +247,7 @@ def _try(part: Part, image_shape: tuple[int, int, int]) -> None:
 
 
 def _tuples(value: Any) -> Any:
-    """YAML's lists as the tuples that albumentations wants, also within mappings and lists."""
+    """Turn YAML's lists into the tuples that albumentations wants, also within mappings and lists."""
     if isinstance(value, list):
         return tuple(_tuples(item) for item in value)
     if isinstance(value, Mapping):
@@ -263,7 +266,7 @@ def _hint(name: str, known: Sequence[str]) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    """What is wrong, without pydantic's addresses and types."""
+    """Say what is wrong, without pydantic's addresses and types."""
     problems = getattr(error.__cause__, "errors", None)
     if callable(problems):
         return "; ".join(dict.fromkeys(_problem(item) for item in problems()))
@@ -271,7 +274,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _problem(item: Mapping[str, Any]) -> str:
-    """One of pydantic's errors: the argument, its value where it has one, and what is allowed."""
+    """Word one of pydantic's errors: the argument, its value where it has one, and what is allowed."""
     message = str(item["msg"]).removeprefix("Value error, ")
     if not item["loc"]:
         return message

@@ -1,10 +1,7 @@
-"""How a backbone is adapted: the phases of each mode, and their training one after another.
+"""Adapt a backbone to other data: the phases of each transfer mode, AdaBN, CORAL, and second heads.
 
-Adaptation to another domain, where images are at hand and labels are not: AdaBN and CORAL.
-
-Features of a frozen backbone, computed once, in the place of images: what trains the head alone.
-
-What a second head says, and how well, of images whose second label is known.
+Where the head trains alone, the frozen backbone's features are computed once and take the place of images.
+AdaBN and CORAL adapt to a domain of which there are images without labels.
 """
 
 from __future__ import annotations
@@ -80,10 +77,10 @@ def adapt_batch_norm(
 
 
 class FeatureHead(Classifier):
-    """The heads of a model by themselves; their parameters are the model's own.
+    """Train the heads of a model on features; the parameters are the model's.
 
-    It takes what `as_features` gives, float32 N×1×V×D, where a model takes images N×H×W×C: views of an
-    image lie side by side, so that a flip takes the mirrored one. The first is what counts.
+    It takes features as `as_features` returns them, float32 N×1×V×D, where a model takes images N×H×W×C:
+    views of an image lie side by side, so that a flip takes the mirrored one. The first one is classified.
     """
 
     def __init__(self, model: Classifier) -> None:
@@ -106,11 +103,11 @@ def as_features(
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> View:
-    """`view` with features in the place of images, float32 N×1×V×D; V is 2 with `flip`, else 1.
+    """Replace the images of a view by features, float32 N×1×V×D; V is 2 with `flip`, else 1.
 
     Parameters
     ----------
-    flip : those of the mirrored images as well
+    flip : with the features of the mirrored images as well
     device, precision : of the backbone's forward passes
     """
     views = [view.images, view.images[:, :, ::-1]] if flip else [view.images]
@@ -143,7 +140,7 @@ def phases(
     layer_decay: float,
     stages: int,
 ) -> list[Phase]:
-    """The trainings that `mode` is made of.
+    """Plan the trainings that `mode` consists of.
 
     - `feature_extraction`: the head alone, on features computed once
     - `probe_then_full`: the head alone, then both; linear probing first keeps a fresh head's gradients
@@ -200,15 +197,15 @@ def phases(
 
 
 def _unfreezing(recipe: Recipe, stages: int) -> list[Phase]:
-    """A phase for each step of the unfreezing; the last one has the epochs that are left."""
+    """Plan a phase for each step of the unfreezing; the last one has the epochs that are left."""
     steps = min(stages, recipe.epochs)
-    found = []
+    plan = []
     for step in range(1, steps + 1):
         frozen = stages - -(-stages * step // steps)
         epochs = 1 if step < steps else recipe.epochs - steps + 1
         name = f"head and top {stages - frozen} of {stages} stages" if frozen else "head and backbone"
-        found.append(Phase(name, replace(recipe, epochs=epochs, frozen_stages=frozen)))
-    return found
+        plan.append(Phase(name, replace(recipe, epochs=epochs, frozen_stages=frozen)))
+    return plan
 
 
 def transfer(
@@ -271,21 +268,21 @@ def transfer(
 def second_probabilities(
     model: Classifier, images: NDArray[np.uint8], device: Device = "auto"
 ) -> NDArray[np.float32]:
-    """Probabilities of the second head, float32, N×(number of second classes); the mean over members."""
-    found = []
+    """Predict the second head's probabilities, float32 N×(second classes); the mean over members."""
+    probabilities = []
     for member in members_of(model):
         embeddings = torch.from_numpy(predict(member, images, device)[1])
-        assert member.second_head is not None  # noqa: S101 - who asks knows of it
         head = member.second_head
-        found.append(head(embeddings.to(head.weight.device)).softmax(1).cpu().numpy())
-    mean: NDArray[np.float32] = np.mean(found, axis=0, dtype=np.float32)
+        assert head is not None  # noqa: S101 - callers look at spec.second_classes
+        probabilities.append(head(embeddings.to(head.weight.device)).softmax(1).cpu().numpy())
+    mean: NDArray[np.float32] = np.mean(probabilities, axis=0, dtype=np.float32)
     return mean
 
 
 def second_scores(model: Classifier, view: View, device: Device = "auto") -> dict[str, float]:
-    """Images with a known second label in `view`, and on them accuracy and balanced accuracy (0 to 1).
+    """Score the second head: `images` with a known second label, `accuracy` and `balanced_accuracy` on them.
 
-    No scores where there are no such images.
+    Scores are 0 to 1, and left out where there are no such images.
     """
     labels = view.second_labels
     rows = np.flatnonzero(labels >= 0) if labels is not None else np.zeros(0, np.int64)

@@ -1,8 +1,6 @@
-"""The images of a dataset, all on the device where they fit, else brought there batch by batch.
+"""Bring batches to the network: draw their indices, gather, move, normalise and mix the images.
 
-Which images make a batch.
-
-Batches on their way to the network: drawn, gathered, moved about, normalised, mixed.
+All images lie on the device where they fit; if not, the next batch is read while the device computes.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ _GROUP_BYTES, _GROUP_SHARE = 2**28, 0.05
 
 
 class Batches:
-    """Endless batches of indices: whole shuffles one after another, or classes drawn equally.
+    """Draw endless batches of indices: whole shuffles one after another, or classes equally often.
 
     Parameters
     ----------
@@ -65,7 +63,7 @@ class Batches:
         return drawn
 
     def state_dict(self) -> dict[str, Any]:
-        """What is left of the shuffle, as a view of it, which nobody changes."""
+        """Return what is left of the shuffle, as a view of it, which nobody changes."""
         return {"pool": self._pool}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -74,7 +72,7 @@ class Batches:
 
 
 class Images(ABC):
-    """N arrays of one shape and dtype, to be had by index.
+    """Give access to N arrays of one shape and dtype by index.
 
     Attributes
     ----------
@@ -91,15 +89,15 @@ class Images(ABC):
 
     @abstractmethod
     def gather(self, index: Tensor) -> Tensor:
-        """Those at `index` (int64, B, on the host), B×…, on the device."""
+        """Return the images at `index` (int64, B, on the host), B×…, on the device."""
 
     @abstractmethod
     def prefetch(self, index: Tensor) -> None:
-        """Make ready what `gather` will be asked for next; where it is asked for another, that is lost."""
+        """Begin to read what `gather` will be asked for next; another call of `gather` discards it."""
 
 
 def open_images(images: NDArray[Any], device: torch.device, *, resident: bool | None = None) -> Images:
-    """`images` for training on `device`.
+    """Open `images` for training on `device`.
 
     Parameters
     ----------
@@ -138,11 +136,11 @@ class _Resident(Images):
         return self._images.index_select(0, to_device(index, self._device))
 
     def prefetch(self, index: Tensor) -> None:
-        """Nothing: all are there."""
+        """Do nothing: all are on the device."""
 
 
 class _Streamed(Images):
-    """A thread reads the next batch while the device computes with the last."""
+    """Read the next batch in a thread while the device computes with the last."""
 
     resident = False
 
@@ -193,7 +191,7 @@ class Batch:
         return len(self.index)
 
     def split(self, parts: int) -> list[Batch]:
-        """So many batches of nearly the same size."""
+        """Split into so many batches of nearly the same size."""
         if parts == 1:
             return [self]
         fields = (self.pixels, self.index, self.partner, self.share, self.unlabeled)
@@ -203,7 +201,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Draw:
-    """All that is random in one batch, on the host.
+    """The random numbers of one batch, on the host.
 
     Attributes
     ----------
@@ -218,7 +216,7 @@ class _Draw:
 
 
 class Feed:
-    """Endless batches of the training data, and all that is random in them.
+    """Make endless batches of the training data, and draw all that is random in them.
 
     The numbers are drawn on the host, by one generator, in this order: the indices of a batch, those of the
     unlabelled images beside it, the transforms of either, the mixing. Those of the next batch are drawn right
@@ -259,7 +257,7 @@ class Feed:
             self._batches.append(Batches(nothing, self.size, "shuffle", self._generator))
         self._images = [open_images(each, device) for each in held]
         self._sides = [(each.shape[1], each.shape[2]) for each in held]
-        self._group = self._that_pay(held) if group is None else group
+        self._group = self._choose_group(held) if group is None else group
         self._flip_next = [self._first_flips(len(each)) for each in held]
         self._ready: list[Batch] = []
         self._draws: list[_Draw] = []
@@ -269,32 +267,22 @@ class Feed:
     def next(self) -> Batch:
         """The batch of the next step."""
         if not self._ready:
-            self._ready = self._made(self._draws)[::-1]
+            self._ready = self._make(self._draws)[::-1]
         batch = self._ready.pop()
         self._used += 1
         if not self._ready:
             self._begin()
         return batch
 
-    def preview(self) -> Tensor:
-        """What a network will get for the next batch, but for transforms and mixing; nothing is drawn."""
-        rows, draw = self._here.rows(self.size), self._draws[self._used]
-        parts = [
-            self._normalise(images.gather(index[rows]))
-            for images, index in zip(self._images, draw.index, strict=True)
-        ]
-        self._prefetch()
-        return torch.cat(parts)
-
-    def _that_pay(self, held: Sequence[NDArray[np.uint8]]) -> int:
-        """How many batches to make in one go: one, but for images that all lie on a GPU."""
+    def _choose_group(self, held: Sequence[NDArray[np.uint8]]) -> int:
+        """Choose how many batches to make in one go: one, but for images that all lie on a GPU."""
         if self._device.type != "cuda" or not all(images.resident for images in self._images):
             return 1
         bytes_each = sum(4 * self.size * each[0].size for each in held)
         return max(1, min(_GROUP_BYTES, int(_GROUP_SHARE * free_memory(self._device))) // bytes_each)
 
     def _first_flips(self, count: int) -> Tensor | None:
-        """Which images are flipped when they are drawn first, if they are to be every other time."""
+        """Draw which images are flipped the first time, where each is flipped every other time."""
         if not (self._recipe.flip and self._recipe.alternate_flips):
             return None
         return torch.rand(count, generator=self._generator) < 0.5
@@ -318,7 +306,7 @@ class Feed:
         return _Draw(index, moves, mixing)
 
     def _flips(self, which: int, index: Tensor) -> Tensor | None:
-        """Which of these images are flipped this time, if that is not left to chance."""
+        """Return which of these images are flipped this time, where that is not left to chance."""
         flip_next = self._flip_next[which]
         if flip_next is None:
             return None
@@ -331,24 +319,25 @@ class Feed:
         for which, images in enumerate(self._images):
             images.prefetch(torch.cat([draw.index[which][rows] for draw in self._draws]))
 
-    def _made(self, draws: Sequence[_Draw]) -> list[Batch]:
-        """The batches of some draws."""
+    def _make(self, draws: Sequence[_Draw]) -> list[Batch]:
+        """Make the batches of these draws."""
         index = to_device(torch.cat([draw.index[0] for draw in draws]), self._device).split(self.size)
         pixels = [self._pixels(which, draws) for which in range(len(self._images))]
-        made = []
+        batches = []
         for number, draw in enumerate(draws):
-            own, *beside = (each[number] for each in pixels)
+            images, *unlabeled = (each[number] for each in pixels)
             partner = share = None
             if draw.mixing is not None:
                 mixing = draw.mixing
                 partner = index[number][to_device(mixing.partner, self._device)]
                 share = to_device(mixing.lam, self._device)
-                own = blend(own, self._partners(own, draw, mixing), mixing[self._here.rows(self.size)])
-            made.append(Batch(own, index[number], partner, share, *beside))
-        return made
+                partners = self._partners(images, draw, mixing)
+                images = blend(images, partners, mixing[self._here.rows(self.size)])
+            batches.append(Batch(images, index[number], partner, share, *unlabeled))
+        return batches
 
     def _pixels(self, which: int, draws: Sequence[_Draw]) -> Sequence[Tensor]:
-        """This process's rows of each training batch (0), or of the unlabelled ones beside them (1)."""
+        """Gather this process's rows of each training batch (0), or of the unlabelled ones (1)."""
         rows = self._here.rows(self.size)
         gathered = self._images[which].gather(torch.cat([draw.index[which][rows] for draw in draws]))
         moves = Moves.of_all([draw.moves[which][rows] for draw in draws])
@@ -356,7 +345,7 @@ class Feed:
         return pixels.split(len(pixels) // len(draws))
 
     def _partners(self, pixels: Tensor, draw: _Draw, mixing: Mixing) -> Tensor:
-        """What this process's rows are mixed with."""
+        """Return the images that this process's rows are mixed with."""
         if self._here.size == 1:
             # Indexed, unlike `index_select`, they stay in channels-last memory.
             return pixels[to_device(mixing.partner, self._device)]
@@ -365,7 +354,7 @@ class Feed:
         return self._normalise(move(gathered, draw.moves[0][rows], self._recipe))
 
     def _state(self) -> dict[str, Any]:
-        """All that draws follow from."""
+        """Return all that draws follow from."""
         return {
             "generator": self._generator.get_state(),
             "batches": [batches.state_dict() for batches in self._batches],
@@ -373,15 +362,15 @@ class Feed:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What was there before the group under way was drawn, and how many of its batches are used up."""
+        """Return the state before the current group was drawn, and how many of its batches are used up."""
         return {"before": self._before, "used": self._used}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What `state_dict` gave."""
         before = state["before"]
         self._generator.set_state(before["generator"])
-        for batches, own in zip(self._batches, before["batches"], strict=True):
-            batches.load_state_dict(own)
+        for batches, part in zip(self._batches, before["batches"], strict=True):
+            batches.load_state_dict(part)
         self._flip_next = [None if each is None else each.clone() for each in before["flip_next"]]
         self._begin()
         for _ in range(state["used"]):

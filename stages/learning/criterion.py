@@ -1,4 +1,4 @@
-"""What a step minimises: losses, weights and the choice of co-teaching, put together to one number."""
+"""Compute what a step minimises: losses, weights and the choice of co-teaching, as one number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from stages.dataset.base import View
 from stages.learning.batches import Batch
-from stages.learning.losses import class_weighted, make_objective
+from stages.learning.losses import class_weighted, coral, make_objective
 from stages.learning.models import Classifier
 from stages.learning.parallel import World
 from stages.learning.recipe import Recipe
@@ -23,7 +23,7 @@ _FORGETTING = 0.2
 
 
 class Outputs(NamedTuple):
-    """What a network says of a batch.
+    """The outputs of a network for a batch.
 
     Attributes
     ----------
@@ -37,7 +37,7 @@ class Outputs(NamedTuple):
     second: Tensor | None
 
     def of_all(self, here: World, size: int) -> Outputs:
-        """Of the whole batch of `size` images, from this process's rows of it; features only where needed."""
+        """Put the rows of all processes together, `size` in all; features only where they are needed."""
         if here.size == 1:
             return self
         own = here.rows(size)
@@ -55,21 +55,21 @@ class Outputs(NamedTuple):
 
 
 class Network(nn.Module):
-    """A classifier as a step calls it: from normalised pixels to all of its outputs, in one call."""
+    """Call a classifier as a step does: from normalised pixels to all of its outputs, in one call."""
 
     def __init__(self, model: Classifier) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, pixels: Tensor) -> Outputs:
-        """Features and logits of pixels N×C×H×W."""
+        """Return features and logits of pixels N×C×H×W."""
         features = self.model.backbone(pixels)
         second = None if self.model.second_head is None else self.model.classify_second(features)
         return Outputs(features, self.model.classify(features), second)
 
 
 class Criterion:
-    """From outputs to the loss, without a look at either from the host.
+    """Compute the loss from the outputs; the host reads neither.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ class Criterion:
         self._total = recipe.epochs * recipe.steps_per_epoch
 
     def __call__(self, outputs: list[Outputs], batch: Batch, step: int, size: int) -> tuple[Tensor, Tensor]:
-        """What to minimise, and of it the share of the first network.
+        """Return what to minimise, and the first network's share of it.
 
         Parameters
         ----------
@@ -112,8 +112,6 @@ class Criterion:
         else:
             own = [loss * share for loss in self._co_taught(losses, step)]
         if batch.unlabeled is not None:
-            from stages.learning.losses import coral
-
             apart = [each.features.float().tensor_split([len(batch)]) for each in outputs]
             own = [
                 loss + share * self._recipe.coral * coral(ours, others)
@@ -122,16 +120,16 @@ class Criterion:
         return (own[0], own[0]) if len(own) == 1 else (own[0] + own[1], own[0])
 
     def _losses(self, outputs: Outputs, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
-        """Of each image, float32 N: the first head's loss, and the weighted loss of both heads."""
-        plain, weighted = self._of(outputs, batch.index, step)
+        """Return for each image, float32 N: the first head's loss, and the weighted loss of both heads."""
+        plain, weighted = self._losses_for(outputs, batch.index, step)
         if batch.partner is not None and batch.share is not None:
-            other, other_weighted = self._of(outputs, batch.partner, step)
+            other, other_weighted = self._losses_for(outputs, batch.partner, step)
             plain = torch.lerp(other, plain, batch.share)
             weighted = torch.lerp(other_weighted, weighted, batch.share)
         return plain, weighted
 
-    def _of(self, outputs: Outputs, index: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """The same, were the images the samples `index`."""
+    def _losses_for(self, outputs: Outputs, index: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Return the same with the labels and weights of the samples `index`."""
         count = len(index)
         plain = self.objective(outputs.logits[:count], self._labels[index], index)
         both = plain
@@ -145,7 +143,7 @@ class Criterion:
         return plain, both * self._weights[late][index]
 
     def _co_taught(self, losses: list[tuple[Tensor, Tensor]], step: int) -> list[Tensor]:
-        """Mean loss of each of two networks over the images that the other finds easiest.
+        """Return the mean loss of each of two networks over the images that the other finds easiest.
 
         Han et al., arXiv 1804.06872: early in training what is easy is what is labelled rightly, and
         another network does not repeat one's own mistakes. How many are left out rises to `forget_rate`
@@ -158,7 +156,7 @@ class Criterion:
         return [weighted[chosen].mean() for (_, weighted), chosen in zip(losses, easy[::-1], strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
-        """What the objective remembers of the samples."""
+        """Return what the objective remembers of the samples."""
         return self.objective.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,7 +1,4 @@
-"""Where training and prediction compute, and in which precision.
-
-Whether an error means that memory ran out.
-"""
+"""Choose where to compute and in which precision, and recognise when memory ran out."""
 
 from __future__ import annotations
 
@@ -20,21 +17,21 @@ _WORDS = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 def choose_device(device: Device) -> torch.device:
-    """`auto` is CUDA, then MPS, then CPU; a device that is asked for and missing is an error."""
+    """Choose a device: `auto` is CUDA, then MPS, then CPU; a named one that is missing is an error."""
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     if device == "auto":
-        return torch.device(next(name for name, there in available.items() if there))
+        return torch.device(next(name for name, present in available.items() if present))
     if not available[device]:
         raise WinnowError(f"device = {device!r}, but this machine has none: use auto or cpu")
     return torch.device(device)
 
 
 def computes_in_bf16(device: torch.device) -> bool:
-    """Whether the precision `auto` is bf16 there: only where the hardware computes in it, not emulates it."""
+    """Return whether the hardware computes in bf16, and does not emulate it: `auto` is bf16 then."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
@@ -42,18 +39,18 @@ def computes_in_bf16(device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class Autocast:
-    """Where and whether to compute in bf16."""
+    """A choice of precision on a device."""
 
     device: str
     bf16: bool
 
     def context(self) -> torch.autocast:
-        """To compute in."""
+        """Return a context to compute in."""
         return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.bf16)
 
 
 def choose_autocast(device: torch.device, precision: str) -> Autocast:
-    """`auto` is bf16 where `computes_in_bf16`."""
+    """Choose the precision; `auto` is bf16 where `computes_in_bf16`."""
     if precision != "auto":
         return Autocast(device.type, precision == "bf16")
     return Autocast(device.type, computes_in_bf16(device))
@@ -61,7 +58,7 @@ def choose_autocast(device: torch.device, precision: str) -> Autocast:
 
 @contextmanager
 def chosen_kernels(device: torch.device) -> Iterator[None]:
-    """cuDNN tries out its algorithms for convolutions within, and takes the fastest for each size.
+    """Let cuDNN try its algorithms for convolutions, and take the fastest for each size.
 
     Worth it where all batches are of one size; which it takes may change from run to run.
     """
@@ -74,7 +71,7 @@ def chosen_kernels(device: torch.device) -> Iterator[None]:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` of the host on `device`, without waiting for what computes there.
+    """Move a tensor from the host to `device` without waiting for what computes there.
 
     From memory that is not pinned CUDA copies only when all before it is done; so would the host wait.
     """
@@ -84,7 +81,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free for tensors on `device` now."""
+    """Return the bytes that are free for tensors on `device` now."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         # What torch holds in reserve is taken as the driver sees it, and free as we do.
@@ -93,7 +90,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether CUDA, MPS or the CPU's allocator had too little memory."""
+    """Return whether CUDA, MPS or the CPU's allocator had too little memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _WORDS)

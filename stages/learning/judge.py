@@ -1,4 +1,4 @@
-"""Classifiers that judge made images, cross-fitted on the real ones.
+"""Cross-fit classifiers on real images, so that they can judge made ones.
 
 No image is judged by a model that saw it, nor a copy by one that saw what it is a copy of: a model repeats
 the labels that it learned, and would recognise its own training images whatever was done to them.
@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from stages.dataset.base import View
 from stages.errors import WinnowError
 from stages.learning.loop import fit
-from stages.learning.models import Classifier, build_model, pixel_statistics
+from stages.learning.models import Classifier, build_model, model_spec
 from stages.learning.names import Device
-from stages.learning.networks.layers import ModelSpec
 from stages.learning.prediction import predict
 from stages.learning.recipe import Recipe
 
@@ -45,11 +44,11 @@ class Judge:
     device: Device = "auto"
 
     def held_out(self) -> NDArray[np.float32]:
-        """Probabilities of the real images, N×K; each by the model that did not see it."""
+        """Predict the real images, N×K; each by the model that did not see it."""
         return self.of_copies(self.real.images, np.arange(len(self.real)))
 
     def of_copies(self, images: NDArray[np.uint8], parents: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Probabilities of changed real images, M×K; each by the model that did not see its parent.
+        """Predict changed real images, M×K; each by the model that did not see its parent.
 
         Parameters
         ----------
@@ -64,19 +63,19 @@ class Judge:
         return probabilities
 
     def of_new(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Probabilities of images that no model has seen, M×K; the mean over all models."""
+        """Predict images that no model has seen, M×K; the mean over all models."""
         return self.of_new_embedded(images)[0]
 
     def of_new_embedded(
         self, images: NDArray[np.uint8]
     ) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
-        """`of_new`, and by model what `embed` gives: each model looks at the images once."""
+        """Predict and embed new images by all models; each looks at the images once."""
         each = [predict(model, images, self.device) for model in self.models]
         mean: NDArray[np.float32] = np.mean([probs for probs, _ in each], axis=0, dtype=np.float32)
         return mean, [embedded for _, embedded in each]
 
     def embed(self, images: NDArray[np.uint8], k: int) -> NDArray[np.float32]:
-        """Embeddings by model `k`, M×D."""
+        """Embed images by model `k`, M×D."""
         return predict(self.models[k], images, self.device)[1]
 
 
@@ -109,8 +108,7 @@ def train_judge(
         Where there are fewer images, or groups, than folds.
     """
     fold = _deal(real.labels, groups, folds, seed)
-    height, width, channels = (int(side) for side in real.images.shape[1:])
-    spec = ModelSpec("small_cnn", real.classes, (height, width, channels), *pixel_statistics(real.images))
+    spec = model_spec("small_cnn", real.images, real.classes)
     models = []
     for k in range(folds):
         inside = fold != k
@@ -145,7 +143,7 @@ def _recipe(samples: int) -> Recipe:
 def _deal(
     labels: NDArray[np.int64], groups: NDArray[np.object_] | None, folds: int, seed: int
 ) -> NDArray[np.int64]:
-    """The fold of each image: class by class, the largest groups first, each to where least of its class is.
+    """Deal images to folds class by class, the largest groups first, each to where least of its class is.
 
     So every class with as many groups as there are folds is known to every model, however few it has; a
     shuffled or scikit-learn's stratified grouped split leaves rare classes out of folds.

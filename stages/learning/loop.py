@@ -1,7 +1,7 @@
-"""The one training loop: used by train, baseline, finetune and the folds of detect_noise.
+"""Train a model: the one loop of train, baseline, finetune, the judge and the folds of detect_noise.
 
-The dataset lies on the device as uint8 where it fits; batches are gathered, moved about and normalised there.
-The step and its state are in `stages.learning.training`.
+The dataset lies on the device as uint8 where it fits; batches are gathered, transformed and normalised there.
+The step and its state are in `stages.learning.trainer`.
 """
 
 from __future__ import annotations
@@ -23,19 +23,17 @@ from stages.dataset.base import View
 from stages.errors import WinnowError
 from stages.learning.devices import choose_autocast, choose_device, chosen_kernels
 from stages.learning.models import Classifier
-from stages.learning.names import Device, Precision
+from stages.learning.names import LOSSES, Device, Precision
 from stages.learning.parallel import World, world
 from stages.learning.prediction import predict
 from stages.learning.recipe import Recipe
 from stages.learning.resume import KeptTraining, Termination, training_key
 from stages.learning.trainer import Trainer
 
-_BALANCING_LOSSES = ("balanced_softmax", "ldam")
-
 
 @dataclass
 class Fit:
-    """What training gave: the model, a row of figures an epoch, and the epoch that was kept.
+    """The result of a training: the model, a row of figures an epoch, and the epoch that was kept.
 
     `notes` is a sentence each for what did not go as ordered: a smaller batch, a continued run. They differ
     from run to run, and belong into no file that DVC hashes.
@@ -93,8 +91,8 @@ def fit(
         description, on_epoch = "", None
     target = choose_device(device)
     autocast = choose_autocast(target, recipe.precision)
-    on = cast("Device", target.type)
-    result = Fit(model, device=on, precision="bf16" if autocast.bf16 else "fp32")
+    precision: Precision = "bf16" if autocast.bf16 else "fp32"
+    result = Fit(model, device=cast("Device", target.type), precision=precision)
     key = ""
     if keep_in is not None:
         key = training_key(
@@ -103,7 +101,7 @@ def fit(
     kept = KeptTraining(keep_in, here.from_main(key))
     model.to(target)
     with (
-        _own_random_numbers(seed + here.rank, target),
+        _seeded(seed + here.rank, target),
         chosen_kernels(target),
         Termination(awaited=keep_in is not None) as termination,
     ):
@@ -120,7 +118,7 @@ def fit(
         )
         best = _Best(recipe)
         _resume(kept, trainer, best, result, on_epoch)
-        trainer.choose_networks()
+        trainer.compile_networks()
         if not here.alike(trainer.steps):
             raise WinnowError(
                 f"the machines do not share their checkpoints: {keep_in} must be the same for all"
@@ -177,7 +175,7 @@ class _Best:
 
     @property
     def balanced(self) -> bool:
-        return self.recipe.loss in _BALANCING_LOSSES or self.recipe.class_weighting != "none"
+        return LOSSES[self.recipe.loss].balances or self.recipe.class_weighting != "none"
 
     def see(self, row: dict[str, float], model: Classifier) -> None:
         """Take the model's weights where its epoch is the best so far."""
@@ -213,15 +211,15 @@ def _check(data: View, recipe: Recipe, unlabeled: NDArray[np.uint8] | None, here
 
 
 @contextmanager
-def _own_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
-    """Dropout draws from torch's global generator: seeded within, and afterwards as it was before."""
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generator, which dropout draws from, and restore its state afterwards."""
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
 
 def _keep(kept: KeptTraining, trainer: Trainer, best: _Best, result: Fit) -> None:
-    """A checkpoint, written by the first process and read by all."""
+    """Write a checkpoint by the first process; all read it."""
     if kept.keeps and world().is_main:
         kept.write({"trainer": trainer.state_dict(), "best": best.state_dict(), "history": result.history})
 
@@ -250,13 +248,13 @@ def _resume(
 
 @torch.inference_mode()
 def _score(model: Classifier, val: View, how: Fit, *, balanced: bool) -> dict[str, float]:
-    """Validation figures of an epoch; balanced accuracy where it is what early stopping goes by.
+    """Score an epoch on validation; with balanced accuracy where early stopping goes by it.
 
     In the precision of the training: on two cores fp32 took 2.5 times as long, after every epoch.
     """
     here = world()
-    own, _ = predict(model, val.images[here.rows(len(val))], how.device, how.precision)
-    probabilities = here.gather(torch.from_numpy(own), len(val)).numpy()
+    rows, _ = predict(model, val.images[here.rows(len(val))], how.device, how.precision)
+    probabilities = here.gather(torch.from_numpy(rows), len(val)).numpy()
     given = probabilities[np.arange(len(val)), val.labels]
     hits = probabilities.argmax(1) == val.labels
     loss = float(-np.log(np.maximum(given, 1e-12)).mean())
@@ -269,6 +267,6 @@ def _score(model: Classifier, val: View, how: Fit, *, balanced: bool) -> dict[st
 
 
 def history_rows(results: Sequence[Fit]) -> list[dict[str, float]]:
-    """The epochs of several fits one after another, numbered through."""
+    """Concatenate the histories of several fits, their epochs numbered through."""
     rows = [row for result in results for row in result.history]
     return [{**row, "epoch": float(number)} for number, row in enumerate(rows, start=1)]

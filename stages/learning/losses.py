@@ -1,19 +1,9 @@
-"""Losses by their names.
-
-What every loss has in common.
-
-Losses for classes that are unequally common.
-
-Losses for labels that are partly wrong.
-
-Weights of training samples: a cap on what made ones weigh, and the weights of classes.
-"""
+"""Compute losses by their names, for skewed classes and for wrong labels, and weights of samples in them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import get_args
 
 import numpy as np
 import torch
@@ -23,20 +13,14 @@ from torch.nn import functional
 
 from stages.dataset.base import View
 from stages.errors import WinnowError
-from stages.learning.names import ClassWeighting, Loss
+from stages.learning.names import ClassWeighting
 from stages.learning.recipe import Recipe
 
-__all__ = ["BalancedSoftmax", "Objective", "log_shares", "make_objective"]
-
-
 _LEAST_DOUBT = 1e-7  # what 1 - p is at least: powers below 1 have no gradient at 0
-
-# Of symmetric cross-entropy: what stands for the log of zero, and of early-learning regularisation:
-# how near to 0 and 1 a probability may come. Both are the published code's.
-_LOG_ZERO = float(np.log(1e-4))
-
-_CLAMP = 1e-4
-_LEAST_DIAGONAL = 1e-6
+# As in the published code: what stands for the log of zero in symmetric cross-entropy, and how near to 0
+# and 1 a probability may come in early-learning regularisation.
+_LOG_ZERO, _CLAMP = float(np.log(1e-4)), 1e-4
+_LEAST_DIAGONAL = 1e-6  # of a transition matrix: no label is impossible
 _ROUNDING = 1e-6  # weights are float32: a sum that only rounding lifts over the cap is not over it
 
 
@@ -55,7 +39,7 @@ class Objective(nn.Module):
         self.smoothing = smoothing
 
     def forward(self, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
-        """Losses, float32 N, not weighted; computed in float32 under autocast too.
+        """Return losses, float32 N, not weighted; computed in float32 under autocast too.
 
         Parameters
         ----------
@@ -67,7 +51,7 @@ class Objective(nn.Module):
             return self.losses(logits.float(), labels, index)
 
     def losses(self, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
-        """The same of float32 logits: what a subclass says."""
+        """Return the losses of float32 logits; subclasses override this."""
         return functional.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="none")
 
 
@@ -75,7 +59,7 @@ class Pointwise(Objective):
     """A loss that follows from the probability of the label alone; smoothed, its mean over targets."""
 
     def of(self, log_probs: Tensor) -> Tensor:
-        """The loss of a label with this log probability, elementwise."""
+        """Return the loss of a label with this log probability, elementwise."""
         return -log_probs
 
     def losses(self, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
@@ -88,7 +72,7 @@ class Pointwise(Objective):
 
 
 def log_shares(data: View, sampling: str) -> Tensor:
-    """Log of the share of each class, K, in the mass that the batches are drawn from.
+    """Return the log of the share of each class, K, in the mass that batches are drawn from.
 
     A class without any counts as the rarest that has some: at zero, training would leave its logit as it
     was initialised, and free to win.
@@ -101,7 +85,7 @@ def log_shares(data: View, sampling: str) -> Tensor:
 
 
 def margins(data: View, largest: float) -> Tensor:
-    """LDAM's margin of each class, K: n^(-1/4) of its size, scaled so that the rarest has the `largest`.
+    """Return LDAM's margins, K: n^(-1/4) of a class's size, scaled so that the rarest has the `largest`.
 
     The size is the effective one of a weighted sample, (Σw)² / Σw² (Kish 1965): class weights leave it as
     it is, and an image of weight zero does not count. A class without any has the largest margin.
@@ -270,17 +254,17 @@ class EarlyLearning(Objective):
 
     @torch.no_grad()
     def _remember(self, probs: Tensor, index: Tensor) -> Tensor:
-        said = probs / probs.sum(1, keepdim=True)
+        predicted = probs / probs.sum(1, keepdim=True)
         # An image that is in the batch twice remembers the mean: else it were chance which is kept.
         same = (index[:, None] == index).float()
-        said = (same / same.sum(1, keepdim=True)) @ said
-        remembered = self.decay * self.memory[index] + (1 - self.decay) * said
+        predicted = (same / same.sum(1, keepdim=True)) @ predicted
+        remembered = self.decay * self.memory[index] + (1 - self.decay) * predicted
         self.memory[index] = remembered
         return remembered
 
 
 def checked_transition(transition: NDArray[np.float64] | None, classes: int) -> NDArray[np.float64]:
-    """A transition matrix that forward correction can use: float64, K×K, rows (true classes) sum to 1.
+    """Prepare a transition matrix for forward correction: float64, K×K, rows (true classes) sum to 1.
 
     A class without support (a row of zeros, or of no numbers) counts as never mislabelled, and no class
     as always mislabelled: an image that has its label would be impossible.
@@ -310,8 +294,41 @@ def checked_transition(transition: NDArray[np.float64] | None, classes: int) -> 
     return matrix / matrix.sum(1, keepdims=True)
 
 
+_Build = Callable[[Recipe, View, NDArray[np.float64] | None], Objective]
+
+# By the names of `names.LOSSES`: of the recipe, the data, and the transition matrix.
+_BUILDERS: dict[str, _Build] = {
+    "cross_entropy": lambda recipe, data, matrix: Objective(recipe.label_smoothing),
+    "generalised_cross_entropy": lambda recipe, data, matrix: GeneralisedCrossEntropy(
+        recipe.loss_options.gce_q, recipe.label_smoothing
+    ),
+    "symmetric_cross_entropy": lambda recipe, data, matrix: SymmetricCrossEntropy(
+        recipe.loss_options.sce_alpha, recipe.loss_options.sce_beta, recipe.label_smoothing
+    ),
+    "forward_correction": lambda recipe, data, matrix: ForwardCorrection(
+        checked_transition(matrix, len(data.classes)), recipe.label_smoothing
+    ),
+    "early_learning": lambda recipe, data, matrix: EarlyLearning(
+        len(data),
+        len(data.classes),
+        recipe.loss_options.elr_strength,
+        recipe.loss_options.elr_memory,
+        recipe.label_smoothing,
+    ),
+    # The criterion chooses the images.
+    "co_teaching": lambda recipe, data, matrix: Objective(recipe.label_smoothing),
+    "focal": lambda recipe, data, matrix: Focal(recipe.loss_options.focal_gamma, recipe.label_smoothing),
+    "balanced_softmax": lambda recipe, data, matrix: BalancedSoftmax(
+        log_shares(data, recipe.sampling), recipe.label_smoothing
+    ),
+    "ldam": lambda recipe, data, matrix: LDAM(
+        margins(data, recipe.loss_options.ldam_margin), recipe.loss_options.ldam_scale, recipe.label_smoothing
+    ),
+}
+
+
 def make_objective(recipe: Recipe, data: View, transition: NDArray[np.float64] | None = None) -> Objective:
-    """The loss that the recipe names, for the classes of `data` as common as they are there.
+    """Build the loss that the recipe names, for the classes of `data` as common as they are there.
 
     Parameters
     ----------
@@ -326,29 +343,13 @@ def make_objective(recipe: Recipe, data: View, transition: NDArray[np.float64] |
         For a name that is not in the catalogue (the message lists those that are), and for
         `forward_correction` without a transition matrix that fits.
     """
-    options, smoothing, classes = recipe.loss_options, recipe.label_smoothing, len(data.classes)
-    makers: dict[str, Callable[[], Objective]] = {
-        "cross_entropy": lambda: Objective(smoothing),
-        "generalised_cross_entropy": lambda: GeneralisedCrossEntropy(options.gce_q, smoothing),
-        "symmetric_cross_entropy": lambda: SymmetricCrossEntropy(
-            options.sce_alpha, options.sce_beta, smoothing
-        ),
-        "forward_correction": lambda: ForwardCorrection(checked_transition(transition, classes), smoothing),
-        "early_learning": lambda: EarlyLearning(
-            len(data), classes, options.elr_strength, options.elr_memory, smoothing
-        ),
-        "co_teaching": lambda: Objective(smoothing),  # the training loop chooses the images
-        "focal": lambda: Focal(options.focal_gamma, smoothing),
-        "balanced_softmax": lambda: BalancedSoftmax(log_shares(data, recipe.sampling), smoothing),
-        "ldam": lambda: LDAM(margins(data, options.ldam_margin), options.ldam_scale, smoothing),
-    }
-    if recipe.loss not in makers:
-        raise WinnowError(f"unknown loss {recipe.loss!r}; known: {', '.join(get_args(Loss))}")
-    return makers[recipe.loss]()
+    if recipe.loss not in _BUILDERS:
+        raise WinnowError(f"unknown loss {recipe.loss!r}; known: {', '.join(_BUILDERS)}")
+    return _BUILDERS[recipe.loss](recipe, data, transition)
 
 
 def cap_made(data: View, made: NDArray[np.bool_], limit: float) -> tuple[View, dict[str, float]]:
-    """`data` with made samples scaled down where those of a class outweigh its real ones too far.
+    """Scale down the weights of made samples where those of a class outweigh its real ones too far.
 
     Parameters
     ----------
@@ -377,7 +378,7 @@ def cap_made(data: View, made: NDArray[np.bool_], limit: float) -> tuple[View, d
 
 
 def class_weighted(data: View, mode: ClassWeighting, beta: float = 0.9999) -> View:
-    """`data` with the weight of each class multiplied by what `mode` says.
+    """Multiply the weights of samples by a factor for their class.
 
     `balanced` is 1/n, `sqrt` 1/√n, `effective` (1 - β) / (1 - βⁿ), the inverse of the effective number of
     samples (Cui et al., arXiv 1901.05555). n is the summed weight of the class, so that down-weighted
@@ -396,7 +397,7 @@ def class_weighted(data: View, mode: ClassWeighting, beta: float = 0.9999) -> Vi
 
 
 def coral(source: Tensor, target: Tensor) -> Tensor:
-    """Distance of two sets of features by their covariances (Sun & Saenko, arXiv 1607.01719).
+    """Return the distance of two sets of features by their covariances (Sun & Saenko, arXiv 1607.01719).
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Scores of classifiers on a test split, with bootstrap intervals, and of a noise detector.
+"""Score classifiers on a test split, with bootstrap intervals, and noise detectors.
 
 Everything about one model follows from a few sums over the test images: of each class the images,
 the predictions and the hits, and of each confidence bin the gap between accuracy and confidence.
@@ -23,7 +23,7 @@ METRICS = (
     "accuracy",
 )
 FOLD_METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
-_CELLS = 4_000_000  # of a chunk of resample counts: 32 MB
+_CHUNK = 4_000_000  # entries of a matrix of resample counts that are in memory at once: 32 MB
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -118,7 +118,7 @@ def compare_models(
 def _bootstrap(
     sums: Mapping[str, _ImageSums], images: int, resamples: int, seed: int
 ) -> dict[str, dict[str, Floats]]:
-    """Model → metric → its value on each resample (R values), the same resamples for all."""
+    """Return model → metric → its value on each resample (R values), the same resamples for all."""
     chunks: dict[str, list[dict[str, Floats]]] = {name: [] for name in sums}
     for counts in resample_counts(images, resamples, seed):
         for name, image_sums in sums.items():
@@ -130,17 +130,17 @@ def _bootstrap(
 
 
 def resample_counts(images: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each image stands in each resample of a bootstrap.
+    """Draw how often each image is in each resample of a bootstrap.
 
     Yields chunks, N×R float64 (whole numbers, each column sums to N), whose R add up to `resamples`.
     """
     generator = np.random.default_rng(seed)
-    size = max(1, _CELLS // images)
+    size = max(1, _CHUNK // images)
     for start in range(0, resamples, size):
         columns = min(size, resamples - start)
         drawn = generator.integers(0, images, (columns, images))
-        cells = (drawn * columns + np.arange(columns)[:, None]).ravel()
-        counts = np.bincount(cells, minlength=images * columns)
+        places = (drawn * columns + np.arange(columns)[:, None]).ravel()
+        counts = np.bincount(places, minlength=images * columns)
         yield counts.reshape(images, columns).astype(np.float64)
 
 
@@ -166,18 +166,18 @@ class _ImageSums:
         )
 
     def scores(self, counts: Floats) -> dict[str, Floats]:
-        """Every metric under each column of `counts` (N×R): R values each."""
+        """Compute every metric under each column of `counts` (N×R): R values each."""
         sums: Floats = np.asarray(self._matrix @ counts)
         k = self._classes
         true, hits, predicted, gaps = sums[:k], sums[k : 2 * k], sums[2 * k : 3 * k], sums[3 * k :]
-        there = true > 0
+        present = true > 0
         recall = hits / np.maximum(true, 1)
         f1 = 2 * hits / np.maximum(true + predicted, 1)
         images = counts.sum(0)
         return {
-            "macro_f1": (f1 * there).sum(0) / there.sum(0),
-            "balanced_accuracy": (recall * there).sum(0) / there.sum(0),
-            "worst_class_recall": np.where(there, recall, 1.0).min(0),
+            "macro_f1": (f1 * present).sum(0) / present.sum(0),
+            "balanced_accuracy": (recall * present).sum(0) / present.sum(0),
+            "worst_class_recall": np.where(present, recall, 1.0).min(0),
             "expected_calibration_error": np.abs(gaps).sum(0) / images,
             "accuracy": hits.sum(0) / images,
         }
@@ -186,7 +186,7 @@ class _ImageSums:
 def reliability(
     labels: Integers, probabilities: Probabilities, bins: int
 ) -> tuple[Floats, Floats, NDArray[np.int64]]:
-    """Mean confidence, accuracy (both 0 to 1; NaN in an empty bin) and images of each bin.
+    """Return mean confidence, accuracy (both 0 to 1; NaN in an empty bin) and images of each bin.
 
     References
     ----------
@@ -202,20 +202,20 @@ def reliability(
 
 
 def calibration_error(labels: Integers, probabilities: Probabilities, bins: int) -> float:
-    """Expected calibration error, 0 to 1: how far confidence is from accuracy, over `bins` of confidence."""
+    """Return the expected calibration error, 0 to 1, over `bins` of confidence."""
     scores = _ImageSums(labels, probabilities, bins).scores(np.ones((len(labels), 1)))
     return float(scores["expected_calibration_error"][0])
 
 
 def _bin_gaps(probabilities: Probabilities, hit: NDArray[np.bool_], bins: int) -> tuple[Integers, Floats]:
-    """The confidence bin of each image, (low, high], and by how much hit (0 or 1) exceeds confidence."""
+    """Return the confidence bin of each image, (low, high], and its hit (0 or 1) less its confidence."""
     confidence = probabilities.max(1).astype(np.float64)
     place = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1).astype(np.int64)
     return place, hit - confidence
 
 
 def scores_of(labels: Integers, probabilities: Probabilities) -> dict[str, float]:
-    """`FOLD_METRICS` of one model; a class without images does not enter the means.
+    """Compute `FOLD_METRICS` of one model; a class without images does not enter the means.
 
     Parameters
     ----------
@@ -227,7 +227,7 @@ def scores_of(labels: Integers, probabilities: Probabilities) -> dict[str, float
 
 
 def fold_means(folds: pd.DataFrame, confidence: float = 0.95) -> dict[str, dict[str, float]]:
-    """Each of `FOLD_METRICS` as the mean over the folds (`value`), with a t interval (`low`, `high`).
+    """Average each of `FOLD_METRICS` over the folds (`value`), with a t interval (`low`, `high`).
 
     The folds' training sets overlap, so that the interval is somewhat too narrow (Bengio & Grandvalet, No
     Unbiased Estimator of the Variance of K-Fold Cross-Validation, JMLR 5, 2004).
@@ -253,7 +253,7 @@ def fold_means(folds: pd.DataFrame, confidence: float = 0.95) -> dict[str, dict[
 
 
 def confusion(labels: Integers, predicted: Integers, classes: int) -> Integers:
-    """K×K counts: rows the true class, columns the predicted one."""
+    """Count images by true class (rows) and predicted class (columns), K×K."""
     from sklearn.metrics import confusion_matrix
 
     matrix: Integers = confusion_matrix(labels, predicted, labels=np.arange(classes)).astype(np.int64)
@@ -261,7 +261,7 @@ def confusion(labels: Integers, predicted: Integers, classes: int) -> Integers:
 
 
 def per_class(labels: Integers, predicted: Integers, classes: list[str]) -> pd.DataFrame:
-    """A row a class: `class`, `support`, `precision`, `recall`, `f1` (0 to 1).
+    """Tabulate `class`, `support`, `precision`, `recall` and `f1` (0 to 1), a row a class.
 
     NaN where a figure has no meaning: precision of a class that was never predicted, recall of one
     that is not in the test split, F1 of one that is neither.
@@ -283,7 +283,7 @@ def per_class(labels: Integers, predicted: Integers, classes: list[str]) -> pd.D
 
 
 def detector_scores(flagged: NDArray[np.bool_], wrong: NDArray[np.bool_]) -> dict[str, float | int]:
-    """How well a noise detector found the labels that are known to be wrong.
+    """Score how well a noise detector found the labels that are known to be wrong.
 
     Parameters
     ----------
@@ -308,11 +308,11 @@ def detector_scores(flagged: NDArray[np.bool_], wrong: NDArray[np.bool_]) -> dic
 
 
 def _interval(value: Floats, draws: Floats, confidence: float) -> Interval:
-    """Of a value (one number in an array) and its bootstrap distribution."""
+    """Make an interval of a value (one number in an array) and its bootstrap distribution."""
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(value[0]), float(low), float(high))
 
 
 def _round(value: float, digits: int = 6) -> float:
-    """Rounded, and without the sign of a negative zero."""
+    """Round, and drop the sign of a negative zero."""
     return round(value, digits) + 0.0

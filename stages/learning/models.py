@@ -1,13 +1,11 @@
-"""Statistics of pixels, which models normalise by.
-
-Classifiers: each takes uint8 images as the dataset holds them, and normalises by itself.
-"""
+"""Build classifiers, which take uint8 images as the dataset holds them and normalise them by themselves."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +19,7 @@ _STATISTICS_BATCH = 4096
 
 
 def pixel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, on the 0 to 1 scale."""
+    """Compute the mean and standard deviation of each channel, on the 0 to 1 scale."""
     channels = images.shape[-1]
     counts = np.zeros((channels, 256), np.int64)
     # In float64, all at once, they take 8 times the room.
@@ -34,6 +32,17 @@ def pixel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[float
     variance = (counts * (values - mean[:, None]) ** 2).sum(1) / total
     std = np.maximum(np.sqrt(variance), 1.0 / 255.0)
     return [round(float(x), 6) for x in mean], [round(float(x), 6) for x in std]
+
+
+def model_spec(architecture: str, images: NDArray[np.uint8], classes: list[str], **options: Any) -> ModelSpec:
+    """Describe a network for `images` (uint8, N×H×W×C), normalised by their statistics.
+
+    Parameters
+    ----------
+    options : further fields of `ModelSpec`
+    """
+    height, width, channels = images.shape[1:]
+    return ModelSpec(architecture, classes, (height, width, channels), *pixel_statistics(images), **options)
 
 
 class Classifier(nn.Module):
@@ -67,11 +76,11 @@ class Classifier(nn.Module):
 
     @property
     def width(self) -> int:
-        """The number D of features."""
+        """Return the number D of features."""
         return self.head.in_features
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 N×H×W×C to normalised float32 N×C×H×W, in channels-last memory."""
+        """Normalise uint8 N×H×W×C to float32 N×C×H×W, in channels-last memory."""
         count, height, width, channels = images.shape
         if channels != self.mean.shape[1]:  # grey images, for weights that were trained on colour
             pixels = images.permute(0, 3, 1, 2).float().div(255)
@@ -82,24 +91,24 @@ class Classifier(nn.Module):
         return rows.view(count, height, width, channels).permute(0, 3, 1, 2)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Features of the backbone, N×D."""
+        """Return features of the backbone, N×D."""
         features: Tensor = self.backbone(self.normalise(images))
         return features
 
     def classify(self, features: Tensor) -> Tensor:
-        """Logits N×K of features N×D."""
+        """Return logits N×K of features N×D."""
         logits: Tensor = self.head(features)
         return logits
 
     def classify_second(self, features: Tensor) -> Tensor:
-        """Logits of the second head for features N×D; a ValueError where there is none."""
+        """Return the second head's logits of features N×D; a ValueError where there is none."""
         if self.second_head is None:
             raise ValueError("the model has no second head")
         logits: Tensor = self.second_head(features)
         return logits
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, N×K."""
+        """Return logits, N×K."""
         return self.classify(self.embed(images))
 
 
@@ -126,47 +135,48 @@ class Ensemble(Classifier):
 
     @property
     def width(self) -> int:
-        """The number of features of all members together."""
+        """Return the number of features of all members together."""
         return sum(member.width for member in members_of(self))
 
     def normalise(self, images: Tensor) -> Tensor:
-        """As each member does."""
+        """Normalise as each member does."""
         return members_of(self)[0].normalise(images)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Features of all members side by side, N×(M·D)."""
+        """Return features of all members side by side, N×(M·D)."""
         pixels = self.normalise(images)
         return torch.cat([member.backbone(pixels) for member in members_of(self)], 1)
 
     def classify(self, features: Tensor) -> Tensor:
-        """Logarithms of the members' mean probabilities, N×K."""
-        members = members_of(self)
-        parts = features.split([member.width for member in members], 1)
-        return _log_mean([member.classify(part) for member, part in zip(members, parts, strict=True)])
+        """Return logarithms of the members' mean probabilities, N×K."""
+        return _log_mean([member.classify(part) for member, part in self._split(features)])
 
     def classify_second(self, features: Tensor) -> Tensor:
-        """The same for the second head."""
+        """Return the same for the second head."""
+        return _log_mean([member.classify_second(part) for member, part in self._split(features)])
+
+    def _split(self, features: Tensor) -> Iterator[tuple[Classifier, Tensor]]:
+        """Pair each member with its own features."""
         members = members_of(self)
-        parts = features.split([member.width for member in members], 1)
-        return _log_mean([member.classify_second(part) for member, part in zip(members, parts, strict=True)])
+        return zip(members, features.split([member.width for member in members], 1), strict=True)
 
 
 def members_of(model: Classifier) -> list[Classifier]:
-    """The classifiers that a model is made of: an ensemble's members, or the model itself."""
+    """Return the classifiers that a model consists of: an ensemble's members, or the model itself."""
     if not isinstance(model, Ensemble):
         return [model]
     return [member for member in model.members if isinstance(member, Classifier)]
 
 
 def member_seed(seed: int, index: int) -> int:
-    """The seed of an ensemble's member: `seed` itself for the first, unrelated ones for the others."""
+    """Derive the seed of an ensemble's member: `seed` for the first, unrelated ones for the others."""
     if index == 0:
         return seed
     return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
 
 
 def build_model(spec: ModelSpec, *, seed: int) -> Classifier:
-    """A freshly initialised model; the same seed gives the same weights.
+    """Build a freshly initialised model; the same seed gives the same weights.
 
     With `spec.members` above one it is an `Ensemble`, each member from a seed of its own (`member_seed`).
 
@@ -187,6 +197,6 @@ def build_model(spec: ModelSpec, *, seed: int) -> Classifier:
 
 
 def _log_mean(logits: list[Tensor]) -> Tensor:
-    """Logarithm of the mean probabilities of logits N×K each."""
+    """Return the logarithm of the mean probabilities of logits N×K each."""
     stacked = torch.stack([one.log_softmax(1) for one in logits])
     return stacked.logsumexp(0) - math.log(len(logits))

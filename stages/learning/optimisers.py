@@ -1,21 +1,12 @@
-"""Optimisers and schedules by their names.
-
-Averages of the weights: one that is scored and kept in their place, one that they are drawn back to.
-
-Which parameters learn, and at what share of the rate.
-
-Muon: momentum whose matrices are orthogonalised before the step.
-
-Learning-rate schedules by their names: the share of the peak rate in each step.
-"""
+"""Update weights: optimisers and schedules by name, rates by depth, penalties, and averages of weights."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from stages.errors import WinnowError
 from stages.learning.models import Classifier
-from stages.learning.names import Optimiser, Schedule
-from stages.learning.networks.zoo import NORMALISATIONS
+from stages.learning.networks.zoo import NORMALISATIONS, stages_of
 from stages.learning.recipe import Recipe
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, steepest at zero
@@ -65,8 +55,8 @@ class MovingAverage(AveragedModel):
         """
         steps = int(self.n_averaged)
         keep = min(self._decay, (1 + steps) / (10 + steps)) if steps else 0.0
-        own, others = (list(chain(each.parameters(), each.buffers())) for each in (self.module, model))
-        pairs = list(zip(own, others, strict=True))
+        averaged, current = (list(chain(each.parameters(), each.buffers())) for each in (self.module, model))
+        pairs = list(zip(averaged, current, strict=True))
         averages = [average for average, _ in pairs if average.is_floating_point()]
         torch._foreach_lerp_(averages, [value for _, value in pairs if value.is_floating_point()], 1 - keep)
         for average, value in pairs:
@@ -99,7 +89,7 @@ class Lookahead:
 
     @torch.no_grad()
     def after(self, step: int) -> None:
-        """To be called after each step, with how many were taken."""
+        """Update the weights after a step; `step` is the number of steps that were taken."""
         last = step >= self._total
         if step % self._every and not last:
             return
@@ -110,7 +100,7 @@ class Lookahead:
         torch._foreach_copy_(fast, self._slow)
 
     def state_dict(self) -> dict[str, Any]:
-        """The slow weights."""
+        """Return the slow weights."""
         return {"slow": self._slow}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -119,12 +109,14 @@ class Lookahead:
 
 
 def parameter_groups(model: Classifier, recipe: Recipe) -> list[dict[str, Any]]:
-    """Parameters with peak rates and `l2`, in the order from image to logits; what is frozen is left out.
+    """Group parameters by peak rate and `l2`, in the order from image to logits, without frozen ones.
 
     Sets `requires_grad` of each: a model that was trained with frozen stages before is not frozen for good.
     """
     groups: list[dict[str, Any]] = []
-    for parameters, factor in [*_backbone(model.backbone, recipe), (_heads(model), 1.0)]:
+    second = getattr(model, "second_head", None)
+    heads = [*model.head.parameters(), *(second.parameters() if second is not None else ())]
+    for parameters, factor in [*_backbone(model.backbone, recipe), (heads, 1.0)]:
         for parameter in parameters:
             parameter.requires_grad_(factor > 0)
         if factor > 0 and parameters:
@@ -132,11 +124,11 @@ def parameter_groups(model: Classifier, recipe: Recipe) -> list[dict[str, Any]]:
     if recipe.norm_bias_factor == 1:
         return groups
     biases = {id(bias) for bias in normalisation_biases(model)}
-    return [part for group in groups for part in _apart(group, biases, recipe)]
+    return [part for group in groups for part in _split_biases(group, biases, recipe)]
 
 
 def normalisation_biases(model: nn.Module) -> list[nn.Parameter]:
-    """Biases of batch, group and layer normalisation."""
+    """Return the biases of batch, group and layer normalisation."""
     return [
         module.bias
         for module in model.modules()
@@ -144,8 +136,8 @@ def normalisation_biases(model: nn.Module) -> list[nn.Parameter]:
     ]
 
 
-def _apart(group: dict[str, Any], biases: set[int], recipe: Recipe) -> list[dict[str, Any]]:
-    """A group's biases with the rate raised and the decay lowered, so that a step's decay stays; the rest."""
+def _split_biases(group: dict[str, Any], biases: set[int], recipe: Recipe) -> list[dict[str, Any]]:
+    """Split off a group's biases, with the rate raised and the decay lowered so that a step's decay stays."""
     inside = [parameter for parameter in group["params"] if id(parameter) in biases]
     outside = [parameter for parameter in group["params"] if id(parameter) not in biases]
     factor = recipe.norm_bias_factor
@@ -159,11 +151,9 @@ def _apart(group: dict[str, Any], biases: set[int], recipe: Recipe) -> list[dict
 
 
 def _backbone(backbone: nn.Module, recipe: Recipe) -> list[tuple[list[nn.Parameter], float]]:
-    """Its parameters, stage by stage where their rates differ, with what the rate is multiplied by."""
+    """Return the backbone's parameters with the factor of their rate, by stage where rates differ."""
     if recipe.layer_decay == 1 and recipe.frozen_stages == 0:
         return [(list(backbone.parameters()), recipe.backbone_lr_factor)]
-    from stages.learning.networks.zoo import stages_of
-
     stages = stages_of(backbone)
     top = len(stages) - 1
     return [
@@ -175,11 +165,6 @@ def _backbone(backbone: nn.Module, recipe: Recipe) -> list[tuple[list[nn.Paramet
         )
         for number, stage in enumerate(stages)
     ]
-
-
-def _heads(model: Classifier) -> list[nn.Parameter]:
-    second = getattr(model, "second_head", None)
-    return [*model.head.parameters(), *(second.parameters() if second is not None else ())]
 
 
 class Muon(torch.optim.Optimizer):
@@ -226,7 +211,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """Matrices B×M×N with the same singular vectors and all singular values near 1 (about .7 to 1.2).
+    """Orthogonalise matrices B×M×N: the same singular vectors, all singular values near 1 (.7 to 1.2).
 
     In bf16 on GPUs, in float32 elsewhere; float32 comes back.
     """
@@ -242,7 +227,7 @@ def orthogonalised(matrices: Tensor) -> Tensor:
 
 
 def matrices_of(module: nn.Module) -> list[nn.Parameter]:
-    """The weights that Muon is for: of linear, convolutional, recurrent and attention layers.
+    """Return the weights that Muon is for: of linear, convolutional, recurrent and attention layers.
 
     Not embeddings, class tokens or positions, whose rows are looked up and not multiplied.
     """
@@ -256,7 +241,7 @@ def matrices_of(module: nn.Module) -> list[nn.Parameter]:
 
 
 def share_of_peak(schedule: str, step: int, total: int, warm_up: float) -> float:
-    """What the peak rate is multiplied by in `step` (from 0) of `total`: 0 to 1.
+    """Return what the peak rate is multiplied by in `step` (from 0) of `total`: 0 to 1.
 
     - `one_cycle` (Smith & Topin, arXiv 1708.07120): up along a line in the share `warm_up` of the budget,
       then down to nothing along half a cosine. The momentum is left as it is.
@@ -273,20 +258,9 @@ def share_of_peak(schedule: str, step: int, total: int, warm_up: float) -> float
     WinnowError
         For a name that is not in the catalogue; the message lists those that are.
     """
-    match schedule:
-        case "one_cycle":
-            return _one_cycle(step, total, warm_up)
-        case "triangle":
-            return _triangle(step, total, warm_up)
-        case "cosine":
-            fall = _half_cosine(step / max(1, total))
-        case "step":
-            fall = 0.1 ** sum(step >= drop * total for drop in _DROPS)
-        case "constant":
-            fall = 1.0
-        case _:
-            raise WinnowError(f"unknown schedule {schedule!r}; known: {', '.join(get_args(Schedule))}")
-    return fall * _rise(step, warm_up * total)
+    if schedule not in _SCHEDULES:
+        raise WinnowError(f"unknown schedule {schedule!r}; known: {', '.join(_SCHEDULES)}")
+    return _SCHEDULES[schedule](step, total, warm_up)
 
 
 def _one_cycle(step: int, total: int, warm_up: float) -> float:
@@ -305,6 +279,18 @@ def _triangle(step: int, total: int, warm_up: float) -> float:
     return 1 - (1 - end) * (step - peak) / max(1, total - peak)
 
 
+def _cosine(step: int, total: int, warm_up: float) -> float:
+    return _half_cosine(step / max(1, total)) * _rise(step, warm_up * total)
+
+
+def _step(step: int, total: int, warm_up: float) -> float:
+    return 0.1 ** sum(step >= drop * total for drop in _DROPS) * _rise(step, warm_up * total)
+
+
+def _constant(step: int, total: int, warm_up: float) -> float:
+    return _rise(step, warm_up * total)
+
+
 def _rise(step: int, peak: float) -> float:
     return _START + (1 - _START) * step / peak if step < peak else 1.0
 
@@ -313,8 +299,18 @@ def _half_cosine(share: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, share)))
 
 
+# By the names of `names.Schedule`: of the step (from 0), the steps in all, and the share of warm-up.
+_SCHEDULES: dict[str, Callable[[int, int, float], float]] = {
+    "one_cycle": _one_cycle,
+    "triangle": _triangle,
+    "cosine": _cosine,
+    "step": _step,
+    "constant": _constant,
+}
+
+
 class Optimisation:
-    """Optimiser, schedule, penalties and clipping over one or several models, which share nothing.
+    """Update one or several models, which share nothing: optimiser, schedule, penalties and clipping.
 
     Nothing in a step waits for the device.
 
@@ -332,17 +328,17 @@ class Optimisation:
     def __init__(self, models: Sequence[Classifier], recipe: Recipe) -> None:
         self._recipe = recipe
         groups = [parameter_groups(model, recipe) for model in models]
-        self._parameters = [[parameter for group in own for parameter in group["params"]] for own in groups]
-        self._l2 = [[(group["params"], group.pop("l2")) for group in own] for own in groups]
+        self._parameters = [[parameter for group in each for parameter in group["params"]] for each in groups]
+        self._l2 = [[(group["params"], group.pop("l2")) for group in each] for each in groups]
         matrices = {id(matrix) for model in models for matrix in matrices_of(model.backbone)}
-        self._optimisers = _make_optimisers([group for own in groups for group in own], recipe, matrices)
-        self._peaks = [[group["lr"] for group in one.param_groups] for one in self._optimisers]
+        self._optimisers = _make_optimisers(list(chain.from_iterable(groups)), recipe, matrices)
+        self._peaks = [group["lr"] for group in self._groups()]
         self._step = 0
         self._set_rates()
 
     @property
     def rate(self) -> float:
-        """The head's learning rate in the next step."""
+        """Return the head's learning rate in the next step."""
         return self._recipe.learning_rate * self._share()
 
     def apply(self) -> None:
@@ -361,24 +357,24 @@ class Optimisation:
                 parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a continued training needs: tensors, numbers and names alone."""
-        return {"optimisers": [one.state_dict() for one in self._optimisers], "step": self._step}
+        """Return all that a continued training needs: tensors, numbers and names alone."""
+        return {"optimisers": [each.state_dict() for each in self._optimisers], "step": self._step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What `state_dict` gave."""
-        for optimiser, own in zip(self._optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(own)
+        for optimiser, part in zip(self._optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(part)
         self._step = int(state["step"])
         self._set_rates()
 
     @torch.no_grad()
     def _penalise(self, parameters: list[nn.Parameter], l2: list[tuple[list[nn.Parameter], float]]) -> None:
-        """Of one model: the gradients of `l1` and `l2` belong to the loss, and are clipped with its own."""
+        """Add the gradients of `l1` and `l2` of one model to the loss's, with which they are clipped."""
         moved = _moved(parameters)
         if self._recipe.l1 and moved:
             torch._foreach_add_(_gradients(moved), torch._foreach_sign(moved), alpha=self._recipe.l1)
-        for some, share in l2:
-            moved = _moved(some)
+        for group, share in l2:
+            moved = _moved(group)
             if share and moved:
                 torch._foreach_add_(_gradients(moved), moved, alpha=share)
 
@@ -404,8 +400,7 @@ class Optimisation:
 
     def _set_rates(self) -> None:
         share = self._share()
-        peaks = (peak for own in self._peaks for peak in own)
-        for group, peak in zip(self._groups(), peaks, strict=True):
+        for group, peak in zip(self._groups(), self._peaks, strict=True):
             group["lr"] = peak * share
 
     def _groups(self) -> Iterator[dict[str, Any]]:
@@ -423,40 +418,62 @@ def _gradients(moved: list[Tensor]) -> list[Tensor]:
 def _make_optimisers(
     groups: list[dict[str, Any]], recipe: Recipe, matrices: set[int]
 ) -> list[torch.optim.Optimizer]:
-    """The optimiser that the recipe names; for `muon` a second one for what is not a matrix."""
-    fused = all(parameter.device.type in _FUSED for group in groups for parameter in group["params"])
-    decay, momentum = recipe.weight_decay, recipe.momentum
-    match recipe.optimiser:
-        # With decoupled decay the two are one; the decay of Adam as it was published is `l2`.
-        case "adamw" | "adam":
-            return [torch.optim.AdamW(groups, weight_decay=decay, fused=fused)]
-        case "sgd":
-            groups = _decayed_here(groups, decay)
-            return [torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=fused)]
-        case "rmsprop":
-            groups = _decayed_here(groups, decay)
-            return [torch.optim.RMSprop(groups, momentum=momentum)]
-        case "muon":
-            inside, outside = (_only(groups, matrices, inside=flag) for flag in (True, False))
-            made: list[torch.optim.Optimizer] = []
-            if inside:
-                made.append(Muon(inside, momentum=momentum, weight_decay=decay))
-            if outside:
-                made.append(torch.optim.AdamW(outside, weight_decay=decay, fused=fused))
-            return made
-    raise WinnowError(f"unknown optimiser {recipe.optimiser!r}; known: {', '.join(get_args(Optimiser))}")
+    """Build the optimiser that the recipe names; for `muon` a second one for what is not a matrix."""
+    if recipe.optimiser not in _OPTIMISERS:
+        raise WinnowError(f"unknown optimiser {recipe.optimiser!r}; known: {', '.join(_OPTIMISERS)}")
+    return _OPTIMISERS[recipe.optimiser](groups, recipe, matrices)
+
+
+def _adamw(groups: list[dict[str, Any]], recipe: Recipe, matrices: set[int]) -> list[torch.optim.Optimizer]:
+    return [torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=_are_fused(groups))]
+
+
+def _sgd(groups: list[dict[str, Any]], recipe: Recipe, matrices: set[int]) -> list[torch.optim.Optimizer]:
+    momentum, fused = recipe.momentum, _are_fused(groups)
+    groups = _decayed_here(groups, recipe.weight_decay)
+    return [torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=fused)]
+
+
+def _rmsprop(groups: list[dict[str, Any]], recipe: Recipe, matrices: set[int]) -> list[torch.optim.Optimizer]:
+    return [torch.optim.RMSprop(_decayed_here(groups, recipe.weight_decay), momentum=recipe.momentum)]
+
+
+def _muon(groups: list[dict[str, Any]], recipe: Recipe, matrices: set[int]) -> list[torch.optim.Optimizer]:
+    inside, outside = (_only(groups, matrices, inside=flag) for flag in (True, False))
+    optimisers: list[torch.optim.Optimizer] = []
+    if inside:
+        optimisers.append(Muon(inside, momentum=recipe.momentum, weight_decay=recipe.weight_decay))
+    return optimisers + (_adamw(outside, recipe, matrices) if outside else [])
+
+
+_Build = Callable[[list[dict[str, Any]], Recipe, set[int]], list[torch.optim.Optimizer]]
+
+# By the names of `names.Optimiser`. With decoupled decay adamw and adam are one; the decay of Adam as it was
+# published is `l2`.
+_OPTIMISERS: dict[str, _Build] = {
+    "adamw": _adamw,
+    "adam": _adamw,
+    "sgd": _sgd,
+    "rmsprop": _rmsprop,
+    "muon": _muon,
+}
+
+
+def _are_fused(groups: list[dict[str, Any]]) -> bool:
+    """Whether all parameters are on devices on which torch has fused updates."""
+    return all(parameter.device.type in _FUSED for group in groups for parameter in group["params"])
 
 
 def _decayed_here(groups: list[dict[str, Any]], decay: float) -> list[dict[str, Any]]:
-    """The groups with their decay by a name that torch does not know."""
-    own = [group.get("weight_decay", decay) for group in groups]
+    """Move the decay of the groups to a name that torch does not know."""
     return [
-        {**group, "weight_decay": 0.0, "decoupled_decay": its} for group, its in zip(groups, own, strict=True)
+        {**group, "weight_decay": 0.0, "decoupled_decay": group.get("weight_decay", decay)}
+        for group in groups
     ]
 
 
 def _only(groups: list[dict[str, Any]], chosen: set[int], *, inside: bool) -> list[dict[str, Any]]:
-    """The groups with those parameters alone that are among the chosen, or are not."""
+    """Reduce the groups to the parameters that are among the chosen, or are not."""
     parts = [
         {**group, "params": [p for p in group["params"] if (id(p) in chosen) == inside]} for group in groups
     ]

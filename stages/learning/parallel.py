@@ -1,4 +1,4 @@
-"""Several processes that train one model: each computes its share of every batch.
+"""Train one model in several processes, each of which computes its share of every batch.
 
 Every process draws the same indices and random numbers for the whole batch, computes the network's outputs
 for its own rows, and puts all rows together with `World.gather`: losses, means and what they remember are
@@ -45,15 +45,15 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes, prints and tracks."""
+        """Return whether this process is the one that writes, prints and tracks."""
         return self.rank == 0
 
     def rows(self, total: int) -> slice:
-        """This process's rows of `total`; the shares of two processes differ by one row at most."""
+        """Return this process's rows of `total`; the shares of two processes differ by one row at most."""
         return slice(self.rank * total // self.size, (self.rank + 1) * total // self.size)
 
     def gather(self, own: Tensor, total: int) -> Tensor:
-        """The rows of all processes, float32 `total`×…, from `own`, the `rows(total)` of this one.
+        """Gather the rows of all processes, float32 `total`×…, from `own`, the `rows(total)` of this one.
 
         Differentiable where every process computes the same loss from the result: the gradient of `own` is
         then so scaled that DistributedDataParallel's mean over the processes is the gradient of that loss.
@@ -64,7 +64,7 @@ class World:
         return every
 
     def from_main(self, text: str) -> str:
-        """What the first process has for `text`, which must be ASCII and of the same length in all."""
+        """Return the first process's `text`, which must be ASCII and of the same length in all."""
         if self.size == 1:
             return text
         sent = torch.tensor(list(text.encode("ascii")), dtype=torch.uint8)
@@ -72,7 +72,7 @@ class World:
         return bytes(sent.tolist()).decode("ascii")
 
     def alike(self, number: int) -> bool:
-        """Whether all processes have the same `number`."""
+        """Return whether all processes have the same `number`."""
         if self.size == 1:
             return True
         ends = torch.tensor([number, -number])
@@ -81,7 +81,7 @@ class World:
 
     @contextlib.contextmanager
     def together(self, network: nn.Module) -> Iterator[nn.Module]:
-        """`network` as it is to be called in training: gradients and batch statistics are all processes'.
+        """Wrap `network` for training: gradients and batch statistics are then those of all processes.
 
         What is frozen must be so before. The parameters, buffers and their names are the network's own, and
         afterwards it is as it was. Every process starts from the weights of the first.
@@ -108,7 +108,7 @@ class World:
 
 
 def world() -> World:
-    """The processes that this one has joined; by itself outside of `joined`."""
+    """Return the processes that this one has joined; outside of `joined` it is by itself."""
     if dist.is_available() and dist.is_initialized():
         return World(dist.get_rank(), dist.get_world_size())
     return World()
@@ -136,9 +136,9 @@ def joined(device: Device) -> Iterator[World]:
     if target.type == "mps":
         raise WinnowError("several processes cannot train on MPS: set device: cpu, or train.devices: 1")
     if target.type == "cuda":
-        there = torch.cuda.device_count()
-        if local >= there:
-            raise WinnowError(f"more processes than the {there} GPU(s) of this machine: start fewer")
+        count = torch.cuda.device_count()
+        if local >= count:
+            raise WinnowError(f"more processes than the {count} GPU(s) of this machine: start fewer")
         torch.cuda.set_device(local)
     _tell_that_the_first_waits()
     if target.type == "cuda":
@@ -190,7 +190,7 @@ def _waits_key() -> str:
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all processes; see `World.gather`."""
+    """Gather rows of all processes; see `World.gather`."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, here: World, total: int) -> Tensor:
@@ -212,7 +212,7 @@ def _at_least_float32(values: Tensor) -> torch.dtype:
 
 
 def _share_batch_norm(network: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Replace batch normalisation by layers that share their statistics; says what was there, and where."""
+    """Replace batch normalisation by layers that share statistics; return parents, names and originals."""
     replaced: list[tuple[nn.Module, str, nn.Module]] = []
     for parent in list(network.modules()):
         for name, layer in list(parent.named_children()):
@@ -232,7 +232,7 @@ def _share_batch_norm(network: nn.Module) -> list[tuple[nn.Module, str, nn.Modul
 
 
 class SharedBatchNorm(_BatchNorm):
-    """Batch normalisation (Ioffe & Szegedy, arXiv 1502.03167) by the statistics of all processes' rows.
+    """Normalise by the statistics of all processes' rows (Ioffe & Szegedy, arXiv 1502.03167).
 
     torch's own SyncBatchNorm does the same on GPUs, and refuses CPUs.
     """
@@ -242,7 +242,7 @@ class SharedBatchNorm(_BatchNorm):
             raise ValueError(f"batch normalisation takes N×C×…, not {input.dim()} dimension(s)")
 
     def forward(self, input: Tensor) -> Tensor:
-        """`input` normalised, N×C×…; in evaluation by the running statistics, as ever."""
+        """Normalise `input`, N×C×…; in evaluation by the running statistics, as ever."""
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
@@ -257,7 +257,7 @@ class SharedBatchNorm(_BatchNorm):
 
 
 class _Normalise(torch.autograd.Function):
-    """Normalisation over the rows of all processes: one message on the way there, one on the way back."""
+    """Normalise over the rows of all processes, with one message forward and one backward."""
 
     @staticmethod
     def forward(

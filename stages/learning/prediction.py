@@ -1,7 +1,4 @@
-"""What a trained model says of images.
-
-Temperatures: a model's confidence brought to how often it is right.
-"""
+"""Predict classes and embeddings, and calibrate how confident a model is."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ _CPU_BATCH = 512  # images
 # A GPU takes as long for a small batch as for one of so many pixels.
 _GPU_PIXELS, _GPU_LEAST, _GPU_MOST = 2**21, 64, 4096
 
-_HELD_BYTES = 2**28  # of answers that stay on the device until they are fetched
+_HELD_BYTES = 2**28  # of outputs that stay on the device until they are fetched
 
 # Tried are temperatures from 0.2 to 5 in steps of five percent, and shares of wrong labels.
 _LOG_TEMPERATURES = np.arange(-32, 33) * 0.05
@@ -42,7 +39,7 @@ def predict(
     views: TestTime = "none",
     temperature: float | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Class probabilities (N×K, rows sum to 1) and embeddings (N×D) of uint8 images N×H×W×C.
+    """Predict class probabilities (N×K, rows sum to 1) and embeddings (N×D) of uint8 images N×H×W×C.
 
     Parameters
     ----------
@@ -54,8 +51,8 @@ def predict(
     temperature : what logits are divided by; None: the model's own
     """
     divisor = model.spec.temperature if temperature is None else temperature
-    probabilities = _Answers(len(images), len(model.spec.classes))
-    embeddings = _Answers(len(images), model.width)
+    probabilities = _Outputs(len(images), len(model.spec.classes))
+    embeddings = _Outputs(len(images), model.width)
     for batch, autocast in _batches(model, images, device, precision):
         every = []
         for number, view in enumerate(views_of(batch, views)):
@@ -71,15 +68,15 @@ def predict(
 def predict_logits(
     model: Classifier, images: NDArray[np.uint8], device: Device = "auto", precision: Precision = "fp32"
 ) -> NDArray[np.float32]:
-    """Logits N×K of uint8 images N×H×W×C, not divided by any temperature."""
-    logits = _Answers(len(images), len(model.spec.classes))
+    """Predict logits N×K of uint8 images N×H×W×C, not divided by any temperature."""
+    logits = _Outputs(len(images), len(model.spec.classes))
     for batch, autocast in _batches(model, images, device, precision):
         logits.add(_logits(model, batch, autocast)[0])
     return logits.all()
 
 
 def views_of(images: Tensor, views: TestTime) -> Iterator[Tensor]:
-    """Copies of a batch that a model is asked about, the batch itself first.
+    """Yield the views of a batch that predictions are averaged over, the batch itself first.
 
     `flip` adds mirror images. `shift` adds what lies one pixel up and left, and one pixel down and right,
     with the edge repeated. `flip_shift` has the six of both (as in Jordan, arXiv 2404.00498, section 3.6).
@@ -105,7 +102,7 @@ def views_of(images: Tensor, views: TestTime) -> Iterator[Tensor]:
 def _batches(
     model: Classifier, images: NDArray[np.uint8], device: Device, precision: Precision
 ) -> Iterator[tuple[Tensor, Autocast]]:
-    """Batches on the device, where the model is put too."""
+    """Yield batches on the device, where the model is put too."""
     target = choose_device(device)
     autocast = choose_autocast(target, precision)
     model.to(target).eval()
@@ -116,8 +113,8 @@ def _batches(
         yield to_device(torch.from_numpy(np.array(images[start : start + size])), target), autocast
 
 
-class _Answers:
-    """Rows, N×`width` float32, fetched in few pieces: with each the host waits for the device.
+class _Outputs:
+    """Collect rows, N×`width` float32, fetched in few pieces: with each the host waits for the device.
 
     Into one array: many small ones that stay leave holes in memory, four times what they hold.
     """
@@ -139,14 +136,14 @@ class _Answers:
 
     def _fetch(self) -> None:
         if self._held:
-            found = torch.cat(self._held).cpu().numpy()
-            self._rows[self._filled : self._filled + len(found)] = found
-            self._filled += len(found)
+            rows = torch.cat(self._held).cpu().numpy()
+            self._rows[self._filled : self._filled + len(rows)] = rows
+            self._filled += len(rows)
         self._held, self._bytes = [], 0
 
 
 def _logits(model: Classifier, batch: Tensor, autocast: Autocast) -> tuple[Tensor, Tensor]:
-    """Logits N×K and features N×D, float32."""
+    """Return logits N×K and features N×D, float32."""
     with autocast.context():
         features = model.embed(batch)
     features = features.float()
@@ -155,7 +152,7 @@ def _logits(model: Classifier, batch: Tensor, autocast: Autocast) -> tuple[Tenso
 
 @dataclass(frozen=True)
 class Calibration:
-    """What validation says of a model's confidence.
+    """The calibration of a model by validation images.
 
     Attributes
     ----------
@@ -174,15 +171,15 @@ def calibrate(model: Classifier, val: View, device: Device = "auto") -> Calibrat
 
     Fitted without test-time augmentation. Without validation images the temperature is 1.
     """
-    found = Calibration()
+    calibration = Calibration()
     if len(val):
-        found = fit_temperature(predict_logits(model, val.images, device), val.labels)
-    model.spec = replace(model.spec, temperature=found.temperature)
-    return found
+        calibration = fit_temperature(predict_logits(model, val.images, device), val.labels)
+    model.spec = replace(model.spec, temperature=calibration.temperature)
+    return calibration
 
 
 def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Calibration:
-    """The temperature under which `labels`, some of them wrong, are likeliest.
+    """Fit the temperature under which `labels`, some of them wrong, are likeliest.
 
     With wrong labels a temperature by itself would make the model unsure of what it is right in. So the
     share ε of labels that say nothing is fitted too: P(given label) = (1 - ε) softmax(z / T) + ε / K. That
@@ -208,15 +205,15 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> C
     values, given = logits[::every].astype(np.float64), labels[::every]
     classes = values.shape[1]
     values = values - values.max(1, keepdims=True)
-    best, found = -np.inf, (0, 0)
+    best, chosen = -np.inf, (0, 0)
     for place, log_temperature in enumerate(_LOG_TEMPERATURES):
         odds = np.exp(values / np.exp(log_temperature))
-        own = odds[np.arange(len(given)), given] / odds.sum(1)
-        mixed = (1 - _SHARES) * own[:, None] + _SHARES / classes
+        of_label = odds[np.arange(len(given)), given] / odds.sum(1)
+        mixed = (1 - _SHARES) * of_label[:, None] + _SHARES / classes
         likelihood = np.log(np.maximum(mixed, 1e-12)).sum(0) - 0.5 * (log_temperature / _PRIOR) ** 2
         share = int(likelihood.argmax())
         if likelihood[share] > best:
-            best, found = float(likelihood[share]), (place, share)
-    temperature = round(float(np.exp(_LOG_TEMPERATURES[found[0]])), 4)
-    wrong = round(float(_SHARES[found[1]]) * (classes - 1) / classes, 4)
+            best, chosen = float(likelihood[share]), (place, share)
+    temperature = round(float(np.exp(_LOG_TEMPERATURES[chosen[0]])), 4)
+    wrong = round(float(_SHARES[chosen[1]]) * (classes - 1) / classes, 4)
     return Calibration(temperature, wrong, len(given))

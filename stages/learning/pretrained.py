@@ -1,4 +1,4 @@
-"""Where a backbone comes from: a trained model, a file of weights, torchvision's or timm's zoo."""
+"""Load a backbone: from a trained model, a file of weights, torchvision's or timm's zoo."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stages.errors import WinnowError
 from stages.learning.models import Classifier, build_model, members_of
-from stages.learning.networks.catalogue import OWN, reason_against
+from stages.learning.networks.catalogue import OWN_NETWORKS, reason_against
 from stages.learning.networks.layers import Layers, ModelSpec
 from stages.learning.networks.zoo import TIMM, torchvision_names
 from stages.learning.store import SPEC, WEIGHTS, read_spec, read_weights
@@ -35,7 +35,7 @@ Weights = Mapping[str, Tensor]
 def backbone_from(
     source: Path, spec: ModelSpec, *, architecture: str | None, seed: int
 ) -> tuple[Classifier, str]:
-    """A model for `spec`'s classes around the backbone in `source`, and where it came from.
+    """Build a model for `spec`'s classes around the backbone in `source`; also say where it came from.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def backbone_from(
     if trained is None:
         if architecture is None:
             raise WinnowError(f"{source} does not say of which architecture it is: name it in `architecture`")
-        layers = spec.layers if architecture in OWN else Layers()
+        layers = spec.layers if architecture in OWN_NETWORKS else Layers()
         spec = replace(spec, architecture=architecture, layers=layers, members=1)
         return _around(weights, spec, seed, str(source)), str(source)
     spec = replace(spec, architecture=trained.architecture, layers=trained.layers, members=trained.members)
@@ -73,7 +73,7 @@ def backbone_from(
 
 
 def pretrained_backbone(name: str, spec: ModelSpec, *, seed: int) -> tuple[Classifier, str]:
-    """A model around a pretrained backbone that goes by its name, downloaded or from its library's cache.
+    """Build a model around a pretrained backbone of a library, downloaded or from its cache.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def pretrained_backbone(name: str, spec: ModelSpec, *, seed: int) -> tuple[Class
 
 
 def pretrained_from_torchvision(name: str, spec: ModelSpec, *, seed: int) -> tuple[Classifier, str]:
-    """See `pretrained_backbone`; any of torchvision's classifiers."""
+    """Build a model around weights of torchvision's; see `pretrained_backbone`."""
     architecture = torchvision_architecture(name)
     import torch
     import torchvision
@@ -117,7 +117,7 @@ def pretrained_from_torchvision(name: str, spec: ModelSpec, *, seed: int) -> tup
 
 
 def torchvision_architecture(name: str) -> str:
-    """The name of the network that torchvision's weights `name` are for.
+    """Return the network that torchvision's weights `name` are for.
 
     Raises
     ------
@@ -140,7 +140,7 @@ def torchvision_architecture(name: str) -> str:
 
 
 def pretrained_from_timm(name: str, spec: ModelSpec, *, seed: int) -> tuple[Classifier, str]:
-    """See `pretrained_backbone`; any of timm's networks that has weights (`pip install winnow[timm]`)."""
+    """Build a model around weights of timm's (`pip install winnow[timm]`); see `pretrained_backbone`."""
     own = name.removeprefix(TIMM)
     architecture = TIMM + own.partition(".")[0]
     why = reason_against(architecture, Layers())
@@ -194,7 +194,7 @@ def _around(weights: Weights, spec: ModelSpec, seed: int, where: str) -> Classif
     weights = _as_built(weights, spec)
     model = build_model(spec, seed=seed)
     missing, wrong = _misfits(model, weights)
-    if wrong and not spec.pretrained_stem and spec.architecture not in OWN:
+    if wrong and not spec.pretrained_stem and spec.architecture not in OWN_NETWORKS:
         model = build_model(_with_own_stem(spec), seed=seed)
         missing, wrong = _misfits(model, weights)
     if missing or wrong:

@@ -1,9 +1,11 @@
-"""How to train, in one value: everything but model and data."""
+"""Describe how to train, in one value: everything but model and data."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from stages.learning.names import ClassWeighting, Compile, Loss, Optimiser, Precision, Sampling, Schedule
 
@@ -50,7 +52,7 @@ class Recipe:
         rmsprop, or muon for weight matrices with AdamW for the rest
     momentum : of sgd, rmsprop and muon
     schedule : one_cycle (Smith & Topin, arXiv 1708.07120), triangle, cosine, step (a tenth at 60 % and at
-        80 % of the budget) or constant; see `optimisers.schedules`
+        80 % of the budget) or constant; see `optimisers.share_of_peak`
     warm_up : share of the budget in which the rate rises from a tenth to its peak
     weight_decay : decoupled, with every optimiser; adam with it is adamw, and as it was published with `l2`
     l1, l2 : added to the loss: `l1` times the sum of absolute weights, `l2` / 2 times that of squares
@@ -60,12 +62,13 @@ class Recipe:
     lookahead : after every so many steps the weights go back towards slow ones, which follow them, further
         and further as training goes on (Zhang et al., arXiv 1907.08610, with the growing share of Jordan,
         arXiv 2404.00498); the slow ones are what is left in the end. 0: none
-    average : decay of the moving average of the weights that is scored and kept; 0: the weights themselves
-    loss : see `stages.learning.losses`
+    average_weights : decay of the moving average of the weights that is scored and kept; 0: the weights
+        themselves
+    loss : one of `names.LOSSES`; see `losses`
     label_smoothing : share of the target spread over all classes; with `balanced_softmax` as the
         classes share the training mass, so that it still pulls the model's own logits to even ones
     loss_options : constants of the losses
-    class_weighting : of each class in the loss; see `weighting.class_weighted`
+    class_weighting : of each class in the loss; see `losses.class_weighted`
     deferred : share of the budget after which class weights come in (deferred reweighting, Cao et al.,
         arXiv 1906.07413); 0: from the start
     sampling : `shuffle`, or `balanced` for classes drawn equally often
@@ -85,8 +88,8 @@ class Recipe:
     precision : `auto` takes bf16 where the hardware computes in it
     early_stopping : keep the weights of the epoch with the best validation accuracy; with a loss or
         weights for balanced classes, balanced accuracy (the budget stays)
-    compile : `probe` measures whether torch.compile pays, `auto` does so on GPUs alone (on a CPU the
-        choice would change the last bits from run to run), `off` never compiles
+    compile : `on` compiles the networks with torch.compile, whose last bits differ from those of `off`; not
+        in several processes
     """
 
     epochs: int
@@ -104,7 +107,7 @@ class Recipe:
     clip_value: float | None = None
     norm_bias_factor: float = 1.0
     lookahead: int = 0
-    average: float = 0.0
+    average_weights: float = 0.0
     loss: Loss = "cross_entropy"
     label_smoothing: float = 0.0
     loss_options: LossOptions = field(default_factory=LossOptions)
@@ -124,11 +127,25 @@ class Recipe:
     second_weight: float = 1.0
     precision: Precision = "auto"
     early_stopping: bool = False
-    compile: Compile = "auto"
+    compile: Compile = "off"
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any], **changes: Any) -> Recipe:
+        """Build a recipe from values under the names of its fields.
+
+        Parameters
+        ----------
+        values : may hold more, which is left out; among its `loss_options` None stands for the default
+        changes : fields that are not in `values`, or that differ from it
+        """
+        names = {each.name for each in fields(cls)}
+        chosen = {name: value for name, value in values.items() if name in names} | changes
+        constants = {name: value for name, value in values["loss_options"].items() if value is not None}
+        return cls(**chosen | {"loss_options": LossOptions(**constants)})
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:
-    """Steps of one pass over the ingested training split.
+    """Return the steps of one pass over the ingested training split.
 
     The ingested split, not the treated one: so a treatment that adds samples does not also buy
     itself more optimiser steps than the baseline has.

@@ -1,8 +1,6 @@
-"""Checkpoints of a training: what names it, and how its state goes to disk and comes back.
+"""Resume trainings that were killed: keys and files of checkpoints, and SIGTERM put off until a step is done.
 
-Digests of all that a computation follows from, to the bit: the keys of its checkpoints.
-
-SIGTERM, put off until a step is done.
+The key of a checkpoint is a digest of all that the computation follows from, to the bit.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ _STAGES = Path(__file__).resolve().parents[1]
 _STATUS = 128 + signal.SIGTERM
 
 # In stages/; tests/learning/test_resume.py holds it against what loop.py imports.
-CODE = ("dataset/checkpoints.py", "learning")
+CODE = ("dataset", "learning")
 
 _NEWEST = 0  # the number of the one that is kept
 _SHARE = 0.05  # of the time may go into checkpoints
@@ -50,7 +48,7 @@ def inputs_digest(
     device: Device,
     libraries: Iterable[str],
 ) -> str:
-    """64 hex that name data, files, facts, libraries, and the machine's arithmetic.
+    """Digest data, files, facts, libraries, and the machine's arithmetic to 64 hex.
 
     Parameters
     ----------
@@ -74,7 +72,7 @@ def inputs_digest(
 
 
 def arithmetic(device: Device) -> list[object]:
-    """What decides how numbers are rounded there, and in which order they are added."""
+    """Return what decides how numbers are rounded on a device, and in which order they are added."""
     target = choose_device(device)
     name = torch.cuda.get_device_name() if target.type == "cuda" else platform.machine()
     return [
@@ -87,16 +85,16 @@ def arithmetic(device: Device) -> list[object]:
 
 
 def code_files(names: Iterable[str]) -> list[Path]:
-    """Files of the package `stages` by their names in it; a folder stands for all its modules."""
-    found: list[Path] = []
+    """Return files of the package `stages` by their names in it; a folder stands for all its modules."""
+    files: list[Path] = []
     for name in names:
         path = _STAGES / name
-        found += sorted(path.rglob("*.py")) if path.is_dir() else [path]
-    return found
+        files += sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    return files
 
 
 class Termination:
-    """Within its `with`, SIGTERM only sets `asked`; whoever looks at it ends the process by `end`.
+    """Put off SIGTERM: within the `with` it only sets `asked`, and `end` ends the process.
 
     In the main thread alone, which alone may set handlers; and not where the signal is ignored.
     """
@@ -147,33 +145,33 @@ class KeptTraining:
     """
 
     def __init__(self, folder: Path | None, key: str) -> None:
-        self._parts = Checkpoints(folder, key)
+        self._checkpoints = Checkpoints(folder, key)
         self._next = 0.0
 
     @property
     def keeps(self) -> bool:
-        """Whether anything is kept at all."""
-        return self._parts.keeps
+        """Return whether anything is kept at all."""
+        return self._checkpoints.keeps
 
     def read(self) -> dict[str, Any] | None:
-        """The state that was kept; None where there is none, or it is damaged. Nothing is unpickled."""
-        return self._parts.read_with(
+        """Read the state; None where there is none, or it is damaged. Nothing is unpickled."""
+        return self._checkpoints.read_with(
             _NEWEST, lambda file: torch.load(file, map_location="cpu", weights_only=True)
         )
 
     @property
     def due(self) -> bool:
-        """Whether the last one is long enough ago for what it cost."""
+        """Return whether the last write is long enough ago for what it cost."""
         return self.keeps and time.monotonic() >= self._next
 
     def write(self, state: dict[str, Any]) -> None:
-        """Keep a state of tensors and plain values in place of the last."""
+        """Write a state of tensors and plain values in place of the last."""
 
         def save(file: BinaryIO) -> None:
             torch.save(state, file)
 
         start = time.monotonic()
-        self._parts.write_with(_NEWEST, save)
+        self._checkpoints.write_with(_NEWEST, save)
         end = time.monotonic()
         self._next = end + (end - start) / _SHARE
 
@@ -189,7 +187,7 @@ def training_key(
     transition: NDArray[np.float64] | None,
     unlabeled: NDArray[np.uint8] | None,
 ) -> str:
-    """64 hex that name all that the weights follow from, to the bit; `model` as training finds it."""
+    """Digest all that the weights follow from, to the bit; `model` as training finds it."""
     arrays = [*_arrays(data), *_arrays(val), transition, unlabeled, *_weights(model)]
     libraries = ["numpy", "torch", "torchvision"]
     if model.spec.architecture.startswith("timm/"):
@@ -205,6 +203,6 @@ def _arrays(view: View | None) -> list[NDArray[Any] | None]:
 
 
 def _weights(model: Classifier) -> Iterable[NDArray[Any]]:
-    """As bytes: numpy has no bfloat16."""
+    """Yield the weights as bytes: numpy has no bfloat16."""
     for tensor in model.state_dict().values():
         yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -1,7 +1,4 @@
-"""Stratified k-fold that keeps groups together, quick also where nearly every sample is by itself.
-
-Ensembles over seeds or folds: what each member trains on.
-"""
+"""Split samples into stratified folds that keep groups together, for cross-validation and ensembles."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ def split_folds(
     *,
     named: str = "folds",
 ) -> list[Fold]:
-    """Of each fold the samples inside its training and those left out, in ascending order.
+    """Return for each fold the samples to train on and those left out, in ascending order.
 
     Where groups are small, samples by themselves are dealt by StratifiedKFold, and only those that
     share one by StratifiedGroupKFold, which takes seconds for some ten thousand groups. Where all
@@ -67,7 +64,7 @@ def split_folds(
 
 
 def _deal(labels: NDArray[np.int64], groups: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
-    """The fold of each sample."""
+    """Deal each sample to a fold."""
     sizes = np.bincount(groups)
     alone = (sizes == 1)[groups]
     # A large group unbalances its fold unless the rest is dealt with it in view.
@@ -120,12 +117,12 @@ class Share:
 
     @property
     def inside(self) -> View:
-        """The member's training view."""
+        """Return the member's training view."""
         return self.data if self.rows is None else self.data.take(self.rows)
 
     @property
     def outside(self) -> View | None:
-        """The real samples that it has not seen."""
+        """Return the real samples that the member has not seen."""
         return None if self.left_out is None else self.data.take(self.left_out)
 
 
@@ -138,7 +135,7 @@ def fold_shares(
     *,
     named: str = "folds",
 ) -> list[Share]:
-    """A share for each fold of the real samples; what was made of a left-out sample is left out with it.
+    """Make a share for each fold of the real samples; copies of a left-out sample are left out with it.
 
     What a generator learnt from a left-out sample is still in the images that it made of others: with
     `gan` samples the scores are a little too good.
@@ -168,7 +165,7 @@ def fold_shares(
 
 
 def mean_history(histories: Sequence[Sequence[dict[str, float]]]) -> list[dict[str, float]]:
-    """The rows of several members' histories, each figure the mean over the members."""
+    """Average the rows of several members' histories."""
     return [
         {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         for rows in zip(*histories, strict=True)

@@ -1,4 +1,4 @@
-"""Models on disk: `model.safetensors` beside `model.json`, nothing to unpickle."""
+"""Write and read models: `model.safetensors` beside `model.json`, nothing to unpickle."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def load_model(folder: Path) -> Classifier:
 
 
 def read_spec(folder: Path) -> ModelSpec:
-    """The description beside the weights."""
+    """Read the description beside the weights."""
     path = folder / SPEC
     if not path.is_file():
         raise WinnowError(f"{path} is not there: {folder} does not hold a Winnow model; run `dvc repro`")
@@ -55,7 +55,7 @@ def read_spec(folder: Path) -> ModelSpec:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from `.safetensors`, or from torch's own format without unpickling objects.
+    """Read a state dict from `.safetensors`, or from torch's own format without unpickling objects.
 
     Raises
     ------

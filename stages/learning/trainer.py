@@ -1,4 +1,4 @@
-"""The training step, and all of the state that the next one follows from."""
+"""Take training steps, and hold all of the state that the next one follows from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from tqdm import tqdm
 from stages.dataset.base import View
 from stages.errors import WinnowError
 from stages.learning.batches import Batch, Feed
-from stages.learning.compiling import choose_network
 from stages.learning.criterion import Criterion, Network
 from stages.learning.devices import Autocast, is_out_of_memory
 from stages.learning.models import Classifier, build_model
@@ -26,17 +25,17 @@ from stages.learning.optimisers import Lookahead, MovingAverage, Optimisation
 from stages.learning.parallel import world
 from stages.learning.recipe import Recipe
 
-_SHOWN = 5000  # images, at most, that a network is initialised from
-_ALONE = "Expected more than 1 value per channel"  # what torch says of batches of one
+_INITIAL_IMAGES = 5000  # at most, that a network is initialised from
+_BATCH_OF_ONE = "Expected more than 1 value per channel"  # what torch says of batches of one
 
 
 class Trainer:
-    """Networks, optimiser, moving average, losses and random numbers of one training.
+    """Take the steps of one training, with its networks, optimiser, averages, losses and random numbers.
 
     Parameters
     ----------
     model : on the device, trained in place
-    name : stands before what is said on stderr
+    name : stands before messages on stderr
     transition, unlabeled : see `loop.fit`
 
     Attributes
@@ -79,7 +78,7 @@ class Trainer:
         self.optimisation = Optimisation(self.models, recipe)
         self.networks: list[nn.Module] = [Network(each) for each in self.models]
         self._here = world()
-        self._average = MovingAverage(model, recipe.average) if recipe.average > 0 else None
+        self._average = MovingAverage(model, recipe.average_weights) if recipe.average_weights > 0 else None
         self._total = recipe.epochs * recipe.steps_per_epoch
         slow = self.models if recipe.lookahead else []
         self._slow = [Lookahead(each, recipe.lookahead, self._total) for each in slow]
@@ -92,41 +91,35 @@ class Trainer:
 
     @property
     def result(self) -> Classifier:
-        """The classifier that is scored and kept: the moving average where there is one."""
+        """Return the classifier that is scored and kept: the moving average where there is one."""
         return self.models[0] if self._average is None else cast(Classifier, self._average.module)
 
     @property
     def steps(self) -> int:
-        """Steps that were taken."""
+        """Return the number of steps that were taken."""
         return self.epoch * self.recipe.steps_per_epoch + self.position
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
         """Train with all processes that share the batches, from the same weights; see `World.together`."""
-        alone = self.networks
+        networks = self.networks
         with contextlib.ExitStack() as stack:
-            self.networks = [stack.enter_context(self._here.together(network)) for network in alone]
+            self.networks = [stack.enter_context(self._here.together(network)) for network in networks]
             yield
-        self.networks = alone
+        self.networks = networks
 
-    def choose_networks(self) -> None:
-        """Compile the networks where a probe says that it pays; see `probe.choose_network`."""
-        self._set_modes()
-        self._finish()
-        for number, network in enumerate(self.networks):
-            self.networks[number], note = choose_network(
-                network,
-                self.feed.preview(),
-                steps=self._total - self.steps,
-                device=self._device,
-                mode=self.recipe.compile,
-                context=self._autocast.context,
-            )
-            if note:
-                self.note(f"the network is {note}")
+    def compile_networks(self) -> None:
+        """Compile the networks where the recipe says so; in several processes they stay as they are."""
+        if self.recipe.compile == "off":
+            return
+        if self._here.size > 1:
+            self.note("networks are not compiled in several processes")
+            return
+        # All batches are of one size.
+        self.networks = [cast(nn.Module, torch.compile(network, dynamic=False)) for network in self.networks]
 
     def step(self) -> None:
-        """One update. The host reads nothing off the device: it may run ahead."""
+        """Take one step. The host reads nothing off the device: it may run ahead."""
         if self.position == 0:
             self._losses.zero_()
             self._rates = []
@@ -144,7 +137,7 @@ class Trainer:
             self._average.update_parameters(self.models[0])
 
     def end_epoch(self) -> float:
-        """Close the epoch, and return its mean loss.
+        """End the epoch, and return its mean loss.
 
         Raises
         ------
@@ -169,17 +162,17 @@ class Trainer:
         return math.fsum(losses) / len(losses)
 
     def note(self, text: str) -> None:
-        """Say on stderr what did not go as ordered, and remember it."""
+        """Print to stderr what did not go as ordered, and remember it."""
         self.notes.append(text)
         self.say(text)
 
     def say(self, text: str) -> None:
-        """Say on stderr, beside a progress bar."""
+        """Print to stderr, above a progress bar."""
         if self._here.is_main:
             tqdm.write(f"{self._name or 'train'}: {text}", file=sys.stderr)
 
     def _backward(self, batch: Batch) -> None:
-        """Gradients of a batch, in as many parts as memory needs."""
+        """Compute the gradients of a batch, in as many parts as memory needs."""
         loss = self._losses[self.position]
         while True:
             try:
@@ -187,7 +180,7 @@ class Trainer:
                     loss += self._backward_part(part, len(batch))
                 return
             except ValueError as error:
-                if _ALONE not in str(error):
+                if _BATCH_OF_ONE not in str(error):
                     raise
                 raise WinnowError(
                     f"batch normalisation cannot compute with one image at a time (batches of {len(batch)}, "
@@ -195,6 +188,7 @@ class Trainer:
                 ) from error
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
+                    self._explain_compiler(error)
                     raise
                 if self._here.size > 1:
                     # The others wait for this one within the step, and cannot be told to begin again.
@@ -206,19 +200,29 @@ class Trainer:
             self._halve(len(batch))
             loss.zero_()
 
+    def _explain_compiler(self, error: Exception) -> None:
+        """Raise a WinnowError where it was torch.compile that failed; its own message may be pages."""
+        if self.recipe.compile == "off":
+            return
+        from torch._dynamo.exc import TorchDynamoException  # loaded where something is compiled
+
+        if isinstance(error, TorchDynamoException):
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise WinnowError(f"torch.compile failed ({first[:200]}): set train.compile to off") from error
+
     def _backward_part(self, batch: Batch, size: int) -> Tensor:
-        """Add the gradients of a part of a batch of `size` images; its share of the loss."""
+        """Add the gradients of a part of a batch of `size` images, and return its share of the loss."""
         pixels = batch.pixels
         if batch.unlabeled is not None:
             pixels = torch.cat([pixels, batch.unlabeled])
         with self._autocast.context():
             outputs = [network(pixels).of_all(self._here, size) for network in self.networks]
-            total, own = self.criterion(outputs, batch, self.steps, size)
+            total, first = self.criterion(outputs, batch, self.steps, size)
         total.backward()
-        return own.detach()
+        return first.detach()
 
     def _halve(self, size: int) -> None:
-        """Divide batches into twice as many parts from now on."""
+        """Split batches into twice as many parts from now on."""
         most = size if self.recipe.coral == 0 else max(1, size // 2)  # a covariance needs two images
         if self.parts >= most:
             raise WinnowError(
@@ -235,25 +239,28 @@ class Trainer:
         )
 
     def _finish(self) -> None:
-        """Leave alone in this epoch what a network says has learnt enough."""
-        each = [getattr(model.backbone, "finished", None) for model in self.models]
-        done = self.epoch / self.recipe.epochs
-        self._finished = [own for say in each if say is not None for own in say(done)]
+        """Freeze for this epoch the parameters that a network declares as finished."""
+        share = self.epoch / self.recipe.epochs
+        backbones: list[Any] = [
+            model.backbone for model in self.models if hasattr(model.backbone, "finished")
+        ]
+        self._finished = [each for backbone in backbones for each in backbone.finished(share)]
         # Several processes were told at the start which gradients there will be.
         if self._here.size == 1:
             for parameter in self._finished:
                 parameter.requires_grad_(False)
 
     def _initialise_from(self, images: NDArray[np.uint8]) -> None:
-        """Show images to networks that take more than chance from them before they learn."""
+        """Initialise the networks that take statistics from images before they learn."""
         for model in self.models:
             initialise = getattr(model.backbone, "initialise_from", None)
             if initialise is not None:
-                some = np.array(images[:: max(1, len(images) // _SHOWN)][:_SHOWN])
-                initialise(model.normalise(torch.from_numpy(some).to(self._device)))
+                every = max(1, len(images) // _INITIAL_IMAGES)
+                sample = np.array(images[::every][:_INITIAL_IMAGES])
+                initialise(model.normalise(torch.from_numpy(sample).to(self._device)))
 
     def _set_modes(self) -> None:
-        """To training, but for what is frozen: that keeps its batch statistics too."""
+        """Set the networks to training mode, but for frozen parts, which keep their batch statistics."""
         for model in self.models:
             model.train()
             if self.recipe.backbone_lr_factor == 0:
@@ -263,7 +270,7 @@ class Trainer:
                     stage.eval()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step follows from, but for data and recipe."""
+        """Return all that the next step follows from, but for data and recipe."""
         state: dict[str, Any] = {
             "epoch": self.epoch,
             "position": self.position,
@@ -288,15 +295,16 @@ class Trainer:
         self.epoch, self.position, self.parts = state["epoch"], state["position"], state["parts"]
         self._losses.copy_(state["losses"])
         self._rates, self.notes = list(state["rates"]), list(state["notes"])
-        for model, own in zip(self.models, state["models"], strict=True):
-            model.load_state_dict(own)
-        for slow, own in zip(self._slow, state["slow"], strict=True):
-            slow.load_state_dict(own)
+        for model, part in zip(self.models, state["models"], strict=True):
+            model.load_state_dict(part)
+        for slow, part in zip(self._slow, state["slow"], strict=True):
+            slow.load_state_dict(part)
         if self._average is not None:
             self._average.load_state_dict(state["average"])
         self.optimisation.load_state_dict(state["optimisation"])
         self.criterion.load_state_dict(state["criterion"])
         self.feed.load_state_dict(state["feed"])
+        self._finish()
         if not self._here.is_main:
             return  # dropout of its own
         torch.set_rng_state(state["random"])

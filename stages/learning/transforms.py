@@ -1,4 +1,4 @@
-"""Random changes of a whole batch on its device.
+"""Change a whole batch on its device at random: shifts, flips, cut-outs, and mixtures.
 
 Random numbers are drawn on the host, for the whole batch, and apart from the pixels: so the same seed gives
 the same changes on every device, and several processes that share a batch each take their rows.
@@ -33,14 +33,14 @@ class Moves:
     centres: Tensor | None = None
 
     def __getitem__(self, rows: slice | Tensor) -> Moves:
-        """Those of some images alone."""
+        """Select some images."""
         parts = (self.offsets, self.flipped, self.centres)
         return Moves(*(None if part is None else part[..., rows] for part in parts))
 
     @classmethod
     def of_all(cls, every: Sequence[Moves]) -> Moves:
-        """Those of several batches, one after another."""
-        parts = zip(*((one.offsets, one.flipped, one.centres) for one in every), strict=True)
+        """Concatenate the moves of several batches."""
+        parts = zip(*((moves.offsets, moves.flipped, moves.centres) for moves in every), strict=True)
         return cls(*(None if part[0] is None else torch.cat(part, -1) for part in parts))
 
 
@@ -51,7 +51,7 @@ def draw_moves(
     generator: torch.Generator,
     flipped: Tensor | None = None,
 ) -> Moves:
-    """Random numbers for `move`.
+    """Draw the random numbers for `move`.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def draw_moves(
 
 
 def move(images: Tensor, moves: Moves, recipe: Recipe) -> Tensor:
-    """`images` (N×H×W×C, any dtype) shifted with their edges repeated, flipped, and blanked in a square.
+    """Shift `images` (N×H×W×C, any dtype) with their edges repeated, flip them, and blank a square.
 
     The square has `recipe.cutout` pixels a side, is cut off at the image's edges, and takes the image's mean
     colour (DeVries & Taylor, arXiv 1708.04552, who take the mean of the set: near it, and not known here).
@@ -89,13 +89,13 @@ def move(images: Tensor, moves: Moves, recipe: Recipe) -> Tensor:
 
 
 def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Random translation, flip and cut-out of a whole batch on its device, N×H×W×C."""
+    """Shift, flip and blank a whole batch on its device at random, N×H×W×C."""
     moves = draw_moves(len(images), (images.shape[1], images.shape[2]), recipe, generator)
     return move(images, moves, recipe)
 
 
 def _translated(images: Tensor, moves: Moves) -> Tensor:
-    """One gather of rows and one within them: several times faster than indexing pixel by pixel."""
+    """Shift and flip by one gather of rows and one within them: far faster than indexing each pixel."""
     count, height, width, channels = images.shape
     device = images.device
     columns = torch.arange(width, device=device).expand(count, width)
@@ -131,13 +131,13 @@ class Mixing:
     sides: Tensor | None = None
 
     def __getitem__(self, rows: slice | Tensor) -> Mixing:
-        """Those of some images alone; `partner` still counts in the whole batch."""
+        """Select some images; `partner` still counts in the whole batch."""
         boxes = (None if part is None else part[:, rows] for part in (self.corner, self.sides))
         return Mixing(self.partner[rows], self.lam[rows], *boxes)
 
 
 def draw_mixing(count: int, size: tuple[int, int], recipe: Recipe, generator: torch.Generator) -> Mixing:
-    """Random numbers for `blend`.
+    """Draw the random numbers for `blend`.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ def draw_mixing(count: int, size: tuple[int, int], recipe: Recipe, generator: to
 
 
 def blend(pixels: Tensor, partners: Tensor, mixing: Mixing) -> Tensor:
-    """Mixtures of `pixels` and `partners`, float N×C×H×W (for mixup any N×…), of the same shape.
+    """Mix `pixels` and `partners`, float N×C×H×W (for mixup any N×…), of the same shape.
 
     mixup (Zhang et al., arXiv 1710.09412) adds the two in the shares lam and 1 - lam; CutMix (Yun et al.,
     arXiv 1905.04899) takes a box with a share of 1 - lam of the pixels from the partner.
@@ -180,25 +180,8 @@ def blend(pixels: Tensor, partners: Tensor, mixing: Mixing) -> Tensor:
     return torch.where(box[:, None], partners, pixels)
 
 
-def mix(pixels: Tensor, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """A batch of normalised pixels (float N×C×H×W) mixed with itself in another order.
-
-    Returns
-    -------
-    mixed : float N×C×H×W
-    partner : int64, N; whom each was mixed with; on the device of `pixels`, as the next
-    lam : float32, N; the share of the image itself: the loss is lam times that of its own label and 1 - lam
-        times that of its partner's
-    """
-    size = (pixels.shape[2], pixels.shape[3]) if pixels.ndim == 4 else (1, 1)
-    mixing = draw_mixing(len(pixels), size, recipe, generator)
-    partner, lam = to_device(mixing.partner, pixels.device), to_device(mixing.lam, pixels.device)
-    # Indexed, unlike `index_select`, pixels stay in channels-last memory.
-    return blend(pixels, pixels[partner], mixing), partner, lam
-
-
 def _box(images: Tensor, corner: Tensor, sides: Tensor | int) -> Tensor:
-    """Which pixels of `images` (N×H×W×C) lie in a box each; bool, N×H×W."""
+    """Mark the pixels of `images` (N×H×W×C) that lie in a box each; bool, N×H×W."""
     inside = []
     for axis, length in enumerate(images.shape[1:3]):
         start = corner[axis, :, None]

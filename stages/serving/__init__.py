@@ -1,1 +1,1 @@
-"""A trained model at work: encoded images in, predictions out; MLflow's pyfunc and ONNX."""
+"""Use a trained model: encoded images in, predictions out; MLflow's pyfunc and ONNX."""

@@ -1,8 +1,6 @@
-"""Rows of whatever `predict` was given: tables, lists, arrays, and what MLflow's server makes of JSON.
+"""Turn the inputs of `predict` into the pixels that a model takes: tables, lists, arrays, encoded images.
 
-From an encoded image, or an array of any size, to the pixels that a model takes.
-
-The code that `ingest` reads files with does it here too: the same file gives the same pixels, bit for bit.
+Files are decoded by the code of `ingest`: the same file gives the same pixels, bit for bit.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ _BATCH = 256  # images that are in memory as pixels at a time
 
 
 def prepare(image: bytes | NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.uint8]:
-    """One image as the model that `spec` describes takes it.
+    """Prepare one image for the model that `spec` describes.
 
     Parameters
     ----------
@@ -61,12 +59,12 @@ def prepare(image: bytes | NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.uin
 
 
 def takes(spec: ModelSpec) -> str:
-    """What arrays the model takes without any resizing, for messages."""
+    """Say which arrays the model takes without any resizing, for messages."""
     return f"the model takes uint8 images N×{'×'.join(map(str, spec.image_shape))}"
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a file, a link followed.
+    """Read the bytes of a file; links are followed.
 
     Raises
     ------
@@ -84,7 +82,7 @@ def read_file(path: Path) -> bytes:
 
 
 def image_batches(given: object, spec: ModelSpec, *, read_files: bool = False) -> Iterator[NDArray[np.uint8]]:
-    """The images in `given`, prepared for the model, some at a time.
+    """Yield the images in `given`, prepared for the model, in batches.
 
     Parameters
     ----------
@@ -116,11 +114,11 @@ def image_batches(given: object, spec: ModelSpec, *, read_files: bool = False) -
 
 
 def _rows(given: object, spec: ModelSpec) -> Sequence[object] | NDArray[np.uint8]:
-    """One item an image; for numbers an array of uint8."""
+    """Return one item an image; for numbers an array of uint8."""
     if isinstance(given, (pd.DataFrame, dict)):
         if COLUMN not in given:
-            there = ", ".join(map(str, given)) or "none"
-            raise WinnowError(f"the images have to be in the column {COLUMN!r}; the columns are: {there}")
+            columns = ", ".join(map(str, given)) or "none"
+            raise WinnowError(f"the images have to be in the column {COLUMN!r}; the columns are: {columns}")
         given = given[COLUMN]
     if isinstance(given, (pd.Series, list, tuple)):
         return list(given)
@@ -146,7 +144,7 @@ def _prepared(item: object, row: int, spec: ModelSpec, *, read_files: bool) -> N
 
 
 def _image(item: object, *, read_files: bool) -> bytes | NDArray[np.uint8]:
-    """The bytes or pixels that an item is, or stands for."""
+    """Return the bytes or pixels that an item is, or stands for."""
     if isinstance(item, dict) and COLUMN in item:
         item = item[COLUMN]
     if isinstance(item, np.ndarray) and item.ndim == 0:
@@ -181,7 +179,7 @@ def _from_base64(text: str) -> bytes:
 
 
 def _bytes(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Integers from 0 to 255 as uint8."""
+    """Convert integers from 0 to 255 to uint8."""
     if pixels.dtype == np.uint8:
         return pixels.astype(np.uint8, copy=False)
     if not np.issubdtype(pixels.dtype, np.integer):

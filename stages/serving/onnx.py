@@ -1,4 +1,4 @@
-"""A trained model as ONNX: for programs that know nothing of PyTorch or Winnow."""
+"""Export a trained model as ONNX, for programs that know nothing of PyTorch or Winnow."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def export_onnx(model: Classifier, path: Path) -> float:
 
 
 class _Probabilities(nn.Module):
-    """From images to probabilities, as `prediction.predict` has them."""
+    """Compute probabilities from images, as `prediction.predict` does."""
 
     def __init__(self, model: Classifier) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ def _converted(model: Classifier) -> ModelProto:
 
 
 def _without_traces(proto: ModelProto, spec: ModelSpec) -> bytes:
-    """The file's content, without the source lines and paths of this machine that the exporter notes."""
+    """Return the file's content, without the source lines and paths that the exporter notes."""
     graphs = [proto.graph, *proto.functions]
     parts: list[Any] = [proto, *graphs]
     for graph in graphs:
@@ -112,10 +112,10 @@ def _without_traces(proto: ModelProto, spec: ModelSpec) -> bytes:
     for part in parts:
         part.ClearField("doc_string")
         part.ClearField("metadata_props")
-    said: dict[str, object] = {"classes": spec.classes, "image_shape": list(spec.image_shape)}
+    metadata: dict[str, object] = {"classes": spec.classes, "image_shape": list(spec.image_shape)}
     if spec.preprocessing is not None:
-        said |= {"resize": spec.preprocessing.resize, "color": spec.preprocessing.color}
-    for key, value in said.items():
+        metadata |= {"resize": spec.preprocessing.resize, "color": spec.preprocessing.color}
+    for key, value in metadata.items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, json.dumps(value, ensure_ascii=False)
     if proto.ByteSize() >= _LARGEST:
@@ -124,7 +124,7 @@ def _without_traces(proto: ModelProto, spec: ModelSpec) -> bytes:
 
 
 def _difference(content: bytes, model: Classifier) -> float:
-    """The largest difference between what both say, for several images and for a single one."""
+    """Return the largest difference of a probability, over several images and for a single one."""
     images = np.random.default_rng(0).integers(0, 256, (_CHECKED, *model.spec.image_shape)).astype(np.uint8)
     expected, _ = predict(model, images, "cpu")
     together, alone = _run(content, images), _run(content, images[:1])
@@ -142,7 +142,7 @@ def _run(content: bytes, images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's notes on its own inner life."""
+    """Suppress the exporter's warnings and log lines."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""The classifier as MLflow loads it: this file is logged as code, with the weights as its artifact.
+"""Serve the classifier through MLflow: this file is logged as code, with the weights as its artifact.
 
 Nothing is pickled. `mlflow.pyfunc.load_model(uri).predict(images)` works in any process that has the
 listed requirements; Winnow's own modules that it needs travel with the model.

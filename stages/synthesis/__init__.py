@@ -1,4 +1,4 @@
-"""More samples for rare classes: transformed copies, interpolation, a GAN, and the gate behind it.
+"""Make more samples for rare classes: by interpolation, or by a GAN and the gate behind it.
 
 `GANOverSampler` is imported when it is first asked for: torch takes seconds, and the other modules
 do without.

@@ -1,4 +1,4 @@
-"""Whether a made image is a copy: nearer to a given image than unseen real images ever come to one another.
+"""Find made images that are copies: nearer to a given image than unseen real images come to one another.
 
 What "near" is has no unit: digits resemble each other more than photos do. So all is measured against what
 real images that nobody copied show, and a share of those, known beforehand, is called copies by mistake.
@@ -29,7 +29,7 @@ Pixels = NDArray[Any]
 
 
 def mirrored(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Left and right exchanged, N×H×W×C: a mirrored copy gives away as much as a plain one."""
+    """Exchange left and right, N×H×W×C: a mirrored copy gives away as much as a plain one."""
     return np.ascontiguousarray(images[:, :, ::-1])
 
 
@@ -46,7 +46,7 @@ def poses(images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
 
 
 class Usual:
-    """How near unseen real images come to something, in several spaces at once.
+    """Measure how near unseen real images come to something, in several spaces at once.
 
     Distances of each space are divided by their median, and the nearest space counts.
 
@@ -62,21 +62,22 @@ class Usual:
     """
 
     def __init__(self, real: Sequence[Floats], quantile: float) -> None:
-        self._scales = [float(np.median(one)) or 1.0 for one in real]
+        self._scales = [float(np.median(distances)) or 1.0 for distances in real]
         scores = self.score(real)
         self.limit = max(float(np.quantile(scores, quantile)), SAME)
         self.share = float((scores <= self.limit).mean())
 
     def score(self, distances: Sequence[Floats]) -> Floats:
-        """The nearest of the spaces, in medians of real images; N distances in each."""
-        score: Floats = np.min([one / by for one, by in zip(distances, self._scales, strict=True)], axis=0)
+        """Return the least distance over the spaces, in medians of real images; N distances in each."""
+        scaled = [each / scale for each, scale in zip(distances, self._scales, strict=True)]
+        score: Floats = np.min(scaled, axis=0)
         return score
 
 
 def distance_to(
     points: Sequence[Pixels], pool: Pixels | None = None, groups: NDArray[np.int64] | None = None
 ) -> Floats:
-    """Distance to the nearest of `pool`, of whichever of an image's appearances is nearest.
+    """Return the distance of images to the nearest of `pool`, the least over their appearances.
 
     Parameters
     ----------
@@ -85,15 +86,15 @@ def distance_to(
     groups : without a pool, int64 N: images of one group are not others; two groups at least
     """
     if pool is not None:
-        return np.min([nearest_neighbours(one, pool)[0] for one in points], axis=0)
+        return np.min([nearest_neighbours(each, pool)[0] for each in points], axis=0)
     first, *others = points
-    found = [nearest_neighbours(first, groups=groups)[0]]
-    found += [nearest_neighbours(first, other, pairwise=True, groups=groups)[0] for other in others]
-    return np.min(found, axis=0)
+    distances = [nearest_neighbours(first, groups=groups)[0]]
+    distances += [nearest_neighbours(first, other, pairwise=True, groups=groups)[0] for other in others]
+    return np.min(distances, axis=0)
 
 
 def distance_to_earlier(points: Pixels) -> Floats:
-    """Distance of each image to the nearest one before it; infinite for the first."""
+    """Return the distance of each image to the nearest one before it; infinite for the first."""
     flat = points.reshape(len(points), -1).astype(np.float64)
     nearest = np.full(len(flat), np.inf)
     for at in range(0, len(flat), _CHUNK):
@@ -106,7 +107,7 @@ def distance_to_earlier(points: Pixels) -> Floats:
 
 
 def shrunk(images: NDArray[np.uint8], side: int) -> NDArray[np.float32]:
-    """At most `side` pixels a side, areas averaged; N×h×w×C."""
+    """Shrink images to at most `side` pixels a side, areas averaged; N×h×w×C."""
     import torch
     from torch.nn.functional import adaptive_avg_pool2d
 
@@ -120,7 +121,7 @@ def shrunk(images: NDArray[np.uint8], side: int) -> NDArray[np.float32]:
 
 
 def spectrum(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Amplitudes of the Fourier transform, at 16 pixels a side at most: what is there, not where; N×h×w×C.
+    """Return the amplitudes of the Fourier transform, at 16 pixels a side at most; N×h×w×C.
 
     A picture that was moved by a pixel is as far from itself, pixel by pixel, as one digit from another of
     its kind. Its amplitudes stay the same but for what crosses the border.
@@ -131,7 +132,7 @@ def spectrum(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def shape(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Pixels at 8 a side, N×D of mean 0 and norm 1: the same where a picture was made brighter or noisy.
+    """Return pixels at 8 a side, N×D of mean 0 and norm 1, which brightness and noise hardly change.
 
     Without the norm pictures of little contrast would be near to everything, hence copies of it.
     """
@@ -140,7 +141,7 @@ def shape(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def outline(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The spectrum at norm 1, N×D: the same where a picture was moved by a pixel, or made brighter."""
+    """Return the spectrum at norm 1, N×D, which brightness and moves by a pixel hardly change."""
     return _scaled(spectrum(images))
 
 
@@ -152,7 +153,7 @@ def _scaled(features: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 class Likeness:
-    """Finds near-duplicates by perceptual hash, as ingestion does; of a set of images that is searched often.
+    """Search a set of images for near-duplicates by perceptual hash, as ingestion does.
 
     Two pictures of little detail resemble each other without being copies: small digits, say. What real
     images of the set show among themselves is therefore no sign of copying.
@@ -165,19 +166,19 @@ class Likeness:
         self.pairs = (pairs.first, pairs.second, pairs.similarity)
 
     def among(self, rows: NDArray[np.int64], others: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Similarity of images of the set to the likest one of `others`, itself left out; 0 to 1.
+        """Return the similarity of images of the set to the likest one of `others`, itself left out; 0 to 1.
 
         It is 0 where there is none that ingestion would call a near-duplicate.
         """
         likest = np.zeros(len(self._hashes), np.float32)
         first, second, similarity = self.pairs
         for one, other in ((first, second), (second, first)):
-            there = others[other]
-            np.maximum.at(likest, one[there], similarity[there])
+            wanted = others[other]
+            np.maximum.at(likest, one[wanted], similarity[wanted])
         return likest[rows]
 
     def of(self, images: NDArray[np.uint8], others: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """The same of new images."""
+        """Return the same for new images."""
         thumbs = _thumbnails(images)
         hashes, flat = perceptual_hashes(thumbs)
         # Most of a large set is like none of them.
@@ -202,12 +203,12 @@ class Likeness:
 def liker_than_real(
     real: NDArray[np.float32], made: NDArray[np.float32], quantile: float
 ) -> NDArray[np.bool_]:
-    """Which made images are more like an image than all but a share of real ones are; of `Likeness`."""
+    """Mark made images that are more like an image than all but a share of real ones; of `Likeness`."""
     return made > max(float(np.quantile(real, 1 - quantile)), np.nextafter(np.float32(SIMILARITY), 0))
 
 
 def _thumbnails(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """16×16 grey, N: areas averaged where there are more pixels, interpolated where there are fewer."""
+    """Bring images to 16×16 grey: areas averaged where there are more pixels, else interpolated."""
     import torch
     from torch.nn.functional import adaptive_avg_pool2d, interpolate
 

@@ -1,4 +1,4 @@
-"""The two networks of the GAN: a residual generator and a projection discriminator.
+"""Build the two networks of the GAN: a residual generator and a projection discriminator.
 
 Both follow the plain recipe of R3GAN (Huang et al., arXiv 2501.05441, section 3): residual blocks
 without normalisation layers, leaky ReLU, interpolation instead of strided convolutions, and the last
@@ -7,9 +7,8 @@ product (Miyato & Koyama, arXiv 1802.05637). R3GAN has millions of images to lea
 hundreds the generator stays at the mean image of a class, so the discriminator is also shown the
 spread within small groups of one class (Karras et al., arXiv 1710.10196, section 3).
 
-Differentiable augmentation: what keeps the discriminator from learning its few images by heart.
-
-No flips: they would turn digits and text into something else.
+Differentiable augmentation keeps the discriminator from learning its few images by heart. It has no flips,
+which would turn digits and text into something else.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _SLOPE = 0.2
 
 
 def diff_augment(images: Tensor, random: torch.Generator) -> Tensor:
-    """Brightness, translation and cutout of N×C×H×W, differentiable, other for each image.
+    """Change brightness, translate and cut out N×C×H×W, differentiably and for each image anew.
 
     DiffAugment (Zhao et al., arXiv 2006.10738, section 3.2): brightness by up to a quarter of the
     scale, translation by up to an eighth of a side, a hole of a quarter of the area. Every image is
@@ -54,9 +53,9 @@ def diff_augment(images: Tensor, random: torch.Generator) -> Tensor:
 def _draw(
     count: int, height: int, width: int, random: torch.Generator, device: torch.device
 ) -> tuple[Tensor, ...]:
-    """Six numbers for each image, float32 N×1 each: brightness, shifts, the hole's starts, the chance.
+    """Draw six numbers for each image, float32 N×1 each: brightness, shifts, the hole's starts, the chance.
 
-    They go to the device together, and what is spelt out of them is so there: one copy, nobody waits.
+    They go to the device in one copy, for which nobody waits.
     """
     drawn = [torch.rand(count, 1, 1, 1, generator=random).view(-1, 1) - 0.5]
     for side in (height, width):
@@ -69,25 +68,25 @@ def _draw(
 
 
 def _shifted(side: int, offsets: Tensor) -> Tensor:
-    """Indices along a side, moved by N×1 offsets; the edge is repeated. int64 N×side."""
+    """Return indices along a side, moved by N×1 offsets; the edge is repeated. int64 N×side."""
     return (torch.arange(side, device=offsets.device) + offsets.long()).clamp(0, side - 1)
 
 
 def _span(side: int, start: Tensor) -> Tensor:
-    """A stretch of half of a side from N×1 starts on, which may lie half outside. bool N×side."""
+    """Mark half of a side from N×1 starts on, which may lie half outside. bool N×side."""
     places = torch.arange(side, device=start.device)
     return (places >= start) & (places < start + side // 2)
 
 
 def supports(image_shape: tuple[int, int, int]) -> bool:
-    """Whether the networks can make images of this height, width and channels."""
+    """Return whether the networks can make images of this height, width and channels."""
     height, width, channels = image_shape
     sides = all(MIN_SIZE <= side <= MAX_SIZE and side % SIZE_STEP == 0 for side in (height, width))
     return sides and 1 <= channels <= MAX_CHANNELS
 
 
 class Generator(nn.Module):
-    """Latent vector and class to an image.
+    """Generate an image from a latent vector and a class.
 
     `forward` takes latents N×L (standard normal) and int64 labels N, and returns images N×C×H×W
     in (-1, 1).
@@ -116,7 +115,7 @@ class Generator(nn.Module):
         _initialise(self)
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """Images N×C×H×W in (-1, 1)."""
+        """Return images N×C×H×W in (-1, 1)."""
         vector = self.project(torch.cat([latents, self.embed(labels)], 1))
         pixels = vector.view(-1, *self.start).contiguous(memory_format=self.layout)
         for index, block in enumerate(self.blocks):
@@ -128,7 +127,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Image and class to a critic's value.
+    """Value images as a critic of their class.
 
     `forward` takes images N×C×H×W on the scale of the generator and int64 labels N, and returns N
     values; only differences between values mean anything (relativistic loss). Each `group` images
@@ -159,7 +158,7 @@ class Discriminator(nn.Module):
         _initialise(self)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Values, N."""
+        """Return values, N."""
         pixels = self.from_image(images.contiguous(memory_format=self.layout))
         for index, block in enumerate(self.blocks):
             if index:
@@ -172,7 +171,7 @@ class Discriminator(nn.Module):
         return values
 
     def _spread(self, pixels: Tensor) -> Tensor:
-        """The mean standard deviation within each group, as one more feature map N×1×H×W."""
+        """Return the mean standard deviation within each group, as one more feature map N×1×H×W."""
         count, _, height, width = pixels.shape
         grouped = pixels.float().view(-1, self.group, *pixels.shape[1:])
         spread = (grouped.var(1, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))

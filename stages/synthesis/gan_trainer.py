@@ -1,7 +1,4 @@
-"""The GAN's training step, and all of its state.
-
-What a GAN's training has brought so far, as arrays that go to disk and come back.
-"""
+"""Take the GAN's training steps, and hold its state and progress as arrays that go to disk and come back."""
 
 from __future__ import annotations
 
@@ -18,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from stages.errors import WinnowError
-from stages.learning import resume
 from stages.learning.devices import computes_in_bf16, to_device
 from stages.learning.names import Device
+from stages.learning.resume import code_files, inputs_digest
 from stages.synthesis.gan_networks import Discriminator, Generator, diff_augment
 
 _GROUP = 8  # images of one class that stand together in a batch
@@ -34,11 +31,7 @@ _FIGURES = ("generator_loss", "discriminator_loss", "penalty")
 Weights = list[NDArray[np.float32]]
 
 # In stages/; tests/synthesis/test_gan_trainer.py holds it against what training.py imports.
-CODE = [
-    "dataset/checkpoints.py",
-    "learning",
-    *(f"synthesis/gan_{name}.py" for name in ("networks", "trainer", "training")),
-]
+CODE = ("dataset", "learning", "synthesis")
 
 _LIBRARIES = ("numpy", "torch")
 
@@ -73,7 +66,7 @@ class GANConfig:
 
     @property
     def group(self) -> int:
-        """Images of one class that stand together in a batch."""
+        """Return the number of images of one class that stand together in a batch."""
         return min(_GROUP, self.batch_size)
 
 
@@ -84,8 +77,8 @@ class GANConfigError(WinnowError):
     """
 
 
-class Trainer:
-    """Both networks, their optimisers, the moving average, and the random numbers of it all.
+class GANTrainer:
+    """Train both networks, with their optimisers, the moving average and the random numbers.
 
     Parameters
     ----------
@@ -124,7 +117,7 @@ class Trainer:
         self.steps = 0
 
     def draw(self, members: list[Tensor]) -> Tensor:
-        """Indices of a batch: groups of one class, classes by the square root of their counts.
+        """Draw the indices of a batch: groups of one class, classes by the square root of their counts.
 
         `members` holds the indices of each class.
         """
@@ -140,7 +133,7 @@ class Trainer:
         )
 
     def step(self, real: Tensor, labels: Tensor) -> None:
-        """One update of the discriminator, then one of the generator, on the same generated images.
+        """Update the discriminator, then the generator, on the same generated images.
 
         `real` holds N×C×H×W on the scale from -1 to 1, `labels` int64 N, in groups of one class.
         """
@@ -154,7 +147,7 @@ class Trainer:
         self.steps = number
 
     def halve_batch(self) -> bool:
-        """Take half the batch from now on; False where it is a single group already."""
+        """Halve the batch from now on; False where it is a single group already."""
         group = self.config.group
         if self.batch_size <= group:
             return False
@@ -166,21 +159,21 @@ class Trainer:
         return True
 
     def figures(self) -> dict[str, float]:
-        """The latest losses as plain numbers."""
+        """Return the latest losses as plain numbers."""
         return {name: float(self.losses[name]) for name in _FIGURES}
 
     def is_finite(self) -> bool:
-        """Whether losses and weights are numbers still. It waits for the device: not for every step."""
+        """Return whether losses and weights are still numbers; it waits for the device."""
         weights = [*self.generator.parameters(), *self.discriminator.parameters()]
         norms = torch.stack(torch._foreach_norm([weight.detach() for weight in weights]))
         return bool(torch.cat([norms, torch.stack(list(self.losses.values()))]).isfinite().all())
 
     def averaged(self) -> list[NDArray[np.float32]]:
-        """A copy of the moving average's weights."""
+        """Copy the moving average's weights."""
         return [_array(weight) for weight in self.average.parameters()]
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """All that the next step follows from, but for data and configuration."""
+        """Return all that the next step follows from, but for data and configuration."""
         numbers = np.array([self.steps, self.batch_size], np.int64)
         state: dict[str, NDArray[Any]] = {"numbers": numbers, "random": self.random.get_state().numpy()}
         state |= {f"loss.{name}": _array(loss) for name, loss in self.losses.items()}
@@ -209,8 +202,8 @@ class Trainer:
                 for key in (key for key in state if key.startswith(start)):
                     value = torch.from_numpy(state[key])
                     # In the layout of the weight: the fused update goes through memory side by side.
-                    kept = torch.empty_like(weight if value.ndim else value, device=weight.device)
-                    optimiser.state[weight][key.removeprefix(start)] = kept.detach().copy_(value)
+                    copied = torch.empty_like(weight if value.ndim else value, device=weight.device)
+                    optimiser.state[weight][key.removeprefix(start)] = copied.detach().copy_(value)
 
     def _update_discriminator(self, real: Tensor, fake: Tensor, labels: Tensor, number: int) -> Tensor:
         """Value real above generated images; every few steps keep the slope at both near zero.
@@ -286,14 +279,14 @@ class Trainer:
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:
-    """A copy on the CPU, rows first."""
+    """Copy a tensor to the CPU, rows first."""
     array: NDArray[Any] = tensor.detach().cpu().numpy().copy(order="C")
     return array
 
 
 @dataclass
-class Record:
-    """Figures, snapshots and samples of a training.
+class GANProgress:
+    """The figures, snapshots and samples of a training so far.
 
     Attributes
     ----------
@@ -311,19 +304,19 @@ class Record:
     samples: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """All of it; text as JSON in bytes."""
+        """Return all of it as arrays; text as JSON in bytes."""
         text = json.dumps({"history": self.history, "notes": self.notes}).encode()
         state: dict[str, NDArray[Any]] = {"text": np.frombuffer(text, np.uint8)}
         state |= {f"sample.{step}": images for step, images in self.samples.items()}
-        kept = {"good": dict([self.good] if self.good else []), "snapshot": self.snapshots}
-        for name, states in kept.items():
+        weights_of = {"good": dict([self.good] if self.good else []), "snapshot": self.snapshots}
+        for name, states in weights_of.items():
             for step, weights in states.items():
                 state |= {f"{name}.{step}.{index}": weight for index, weight in enumerate(weights)}
         return state
 
     @classmethod
-    def load(cls, state: Mapping[str, NDArray[Any]]) -> Record:
-        """What `state` gave."""
+    def load(cls, state: Mapping[str, NDArray[Any]]) -> GANProgress:
+        """Read what `state` returned."""
         text = json.loads(state["text"].tobytes())
         record = cls(text["history"], text["notes"])
         good: dict[int, Weights] = {}
@@ -338,16 +331,13 @@ class Record:
         return record
 
 
-def inputs_digest(
+def gan_key(
     images: NDArray[np.uint8], labels: NDArray[np.int64], config: GANConfig, *, seed: int, device: Device
 ) -> str:
-    """64 hex that name all that the training follows from, to the bit.
-
-    Images, labels, choices, seed, the code that trains, the libraries, and the machine's arithmetic.
-    """
-    return resume.inputs_digest(
+    """Digest images, labels, configuration, seed, code, libraries and arithmetic: the key of checkpoints."""
+    return inputs_digest(
         (images, labels),
-        resume.code_files(CODE),
+        code_files(CODE),
         [asdict(config), seed],
         device=device,
         libraries=_LIBRARIES,

@@ -1,10 +1,8 @@
-"""What generated images have to pass before they may be trained on: each for itself, and a class as a whole.
+"""Check generated images before they are trained on, each by itself and a class as a whole, and record why.
 
 All is measured against real images that were held out. Embeddings are those of a judge whose models were
 cross-fitted: in the space of model k the real images of fold k are as new as the candidates, and by them
 alone the candidates are measured there. So limits need no units, and unseen real images pass.
-
-What was asked for, made, judged and decided for each class, in figures and in words.
 """
 
 from __future__ import annotations
@@ -39,14 +37,13 @@ from stages.synthesis.quality import FEWEST, SOUND, Spaces, effective_number
 if TYPE_CHECKING:
     from stages.learning.judge import Judge
 
-    pass
-
 
 CHECKS = ("agreement", "copy_of_train", "copy_of_held_out", "stray", "repeat")
 
 # In the order of what says most: a cause stands before what follows from it.
 MEASURES = ("diversity", "copies_of_held_out", "copies", "agreement", "density", "kid", "coverage")
 
+# Measures whose limit is the most, not the least, that a class may have.
 AT_MOST = ("copies", "copies_of_held_out", "kid")
 _UNSURE = 0.25  # share of held-out real images that may fail the check of agreement, where the judge is weak
 _FORMS = (shape, outline)  # in which copies are looked for
@@ -68,17 +65,11 @@ _FAULTS = {
     "repeat": "repeat others",
 }
 
-
 # Measures that are shares of candidates which a check refused.
 _SHARES = {"copies": "copy_of_train", "copies_of_held_out": "copy_of_held_out"}
 
-
 # Of these at least one has to be measured: nothing else would notice that an image shows another class.
 _OF_THE_LABEL = ("agreement", "kid")
-
-
-# Measures whose limit is the most, not the least, that a class may have.
-_LOW_IS_GOOD = (*_SHARES, "kid")
 
 
 @dataclass(frozen=True)
@@ -119,8 +110,8 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the gate found for the N candidates of one class.
+class GateVerdict:
+    """The gate's findings for the N candidates of one class.
 
     Attributes
     ----------
@@ -142,7 +133,7 @@ class Verdict:
 
 
 class Gate:
-    """The gate for generated images.
+    """Judge generated images class by class.
 
     Parameters
     ----------
@@ -152,7 +143,7 @@ class Gate:
     groups : N names; images of one name (near-duplicates, a patient) do not say how near unseen images
         come to one another: else a class with some twins would let pass what is as near as a twin
     held_out : images of the other splits by name; looked at for copies of them, and for nothing else
-    seed : of the subsets on which KID and diversity are computed
+    seed : of the subsets on which the spread of KID, and diversity, are computed
     """
 
     def __init__(
@@ -174,7 +165,7 @@ class Gate:
         self._likeness = Likeness(np.concatenate([real.images, others]))
         self._is_train = np.arange(len(real) + len(others)) < len(real)
 
-    def judge(self, candidates: NDArray[np.uint8], label: int) -> Verdict:
+    def judge(self, candidates: NDArray[np.uint8], label: int) -> GateVerdict:
         """Judge candidates for one class.
 
         Agreement, copies and diversity are measured on all candidates: they say what the generator does.
@@ -196,7 +187,7 @@ class Gate:
             raise ValueError(f"class {self.real.classes[label]!r} has fewer than two real images")
         if len(candidates) == 0:
             none = np.zeros(0, bool)
-            return Verdict(dict.fromkeys(CHECKS, none), none, np.zeros(0, np.int64), np.zeros(0), {}, ())
+            return GateVerdict(dict.fromkeys(CHECKS, none), none, np.zeros(0, np.int64), np.zeros(0), {}, ())
         images = self.real.images[own]
         among, _ = nearest_neighbours(images)
         distance, nearest = nearest_neighbours(candidates, images)
@@ -221,10 +212,10 @@ class Gate:
             **self._diversity(candidates, images),
         }
         scale = float(np.median(among)) or 1.0
-        return Verdict(refused, accepted, nearest, distance / scale, measures, _failed(measures))
+        return GateVerdict(refused, accepted, nearest, distance / scale, measures, _failed(measures))
 
     def can_check(self, label: int) -> bool:
-        """Whether the judge tells the class's real images from others, by agreement or by KID.
+        """Return whether the judge tells the class's real images from others, by agreement or by KID.
 
         Where not, an image that shows another class would pass, and making any is not worth while.
         """
@@ -232,14 +223,14 @@ class Gate:
         return self._recognised(own, label) is not None or self._spaces.tell_apart(own, label)
 
     def _needed(self, own: NDArray[np.int64], label: int) -> float:
-        """Probability of its label that a candidate needs: no more than most held-out real images have."""
+        """Return the probability of its label that a candidate needs: no more than most real images have."""
         usual = float(np.quantile(self._probabilities[own, label], _UNSURE))
         return min(self.config.min_agreement, usual)
 
     def _agreement(
         self, probabilities: NDArray[np.float32], own: NDArray[np.int64], label: int
     ) -> dict[str, Measure]:
-        """The share recognised: nearer to real images' than to that of the class most taken for it."""
+        """Measure the share recognised, which must be nearer to real images' than to the closest rival's."""
         shares = self._recognised(own, label)
         if shares is None:
             return {}
@@ -247,8 +238,10 @@ class Gate:
         return {"agreement": Measure(value, shares[0], limit, value >= limit)}
 
     def _recognised(self, own: NDArray[np.int64], label: int) -> tuple[float, float] | None:
-        """Shares of the class's held-out real images taken for it, and of those of the class most taken
-        for it; None where the judge does not tell them apart."""
+        """Return the shares of real images taken for the class: of its own, and of its closest rival's.
+
+        None where the judge does not tell the two apart.
+        """
         counts = self.real.class_counts
         taken = self._probabilities.argmax(1) == label
         shares = np.bincount(self.real.labels, weights=taken, minlength=len(counts)) / np.maximum(counts, 1)
@@ -263,7 +256,7 @@ class Gate:
     def _copies_of_train(
         self, made: NDArray[np.uint8], own: NDArray[np.int64]
     ) -> tuple[tuple[NDArray[np.bool_], float], NDArray[np.bool_]]:
-        """Copies of real images, the share of those that would be called so, and copies of one another."""
+        """Find copies of real images, with the share of real ones that pass for copies, and repeats."""
         images = self.real.images[own]
         spaces = list(zip(_in_poses(images), _in_poses(made), strict=True))
         groups = self._groups[own] if len(np.unique(self._groups[own])) > 1 else None
@@ -276,7 +269,7 @@ class Gate:
     def _copies_of_held_out(
         self, made: NDArray[np.uint8], own: NDArray[np.int64]
     ) -> tuple[NDArray[np.bool_], float | None]:
-        """The same for images of the other splits, of which the real ones are copies by chance alone."""
+        """Find copies of images of the other splits, of which real ones are copies by chance alone."""
         if self._is_train.all():
             return np.zeros(len(made), bool), None
         images = self.real.images[own]
@@ -296,13 +289,13 @@ class Gate:
         own: NDArray[np.int64],
         others: NDArray[np.bool_],
     ) -> tuple[NDArray[np.bool_], float]:
-        """Copies by distance, or by perceptual hash, which knows the images of all classes."""
+        """Join copies by distance and by perceptual hash, which knows the images of all classes."""
         likest = self._likeness.of(made, others)
         alike = liker_than_real(self._likeness.among(own, others), likest, self.config.copy_quantile)
         return (score <= usual.limit) | alike, usual.share
 
     def _embedded_far(self, embedded: list[NDArray[np.float32]], own: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Farther from the class's real images than these from one another, to any of the models."""
+        """Mark images that are, to any model, farther from real ones than these from one another."""
         far = np.zeros(len(embedded[0]), bool)
         for real, new in zip(self._spaces.held_out(own), embedded, strict=True):
             if len(real) >= 2:
@@ -312,7 +305,7 @@ class Gate:
     def _distribution(
         self, made: list[NDArray[np.float32]], own: NDArray[np.int64], label: int
     ) -> dict[str, Measure]:
-        """Density, coverage and KID, the mean over the models; what is sound of these."""
+        """Measure density, coverage and KID, the mean over the models, as far as they are sound."""
         config = self.config
         limits = {"density": config.min_density, "coverage": config.min_coverage}
         return {
@@ -321,7 +314,7 @@ class Gate:
         }
 
     def _diversity(self, made: NDArray[np.uint8], real: NDArray[np.uint8]) -> dict[str, Measure]:
-        """Effective numbers of as many made and real images, by their spectra.
+        """Compare the effective numbers of as many generated and real images, by their spectra.
 
         Not by embeddings: to a classifier all images of a kind that it never saw, noise for one, look alike.
         """
@@ -337,13 +330,13 @@ class Gate:
 
 
 def _in_poses(images: NDArray[np.uint8]) -> list[list[Pixels]]:
-    """The images in each pose, in each of the forms in which copies are looked for."""
-    found = poses(images)
-    return [[form(pose) for pose in found] for form in _FORMS]
+    """Return the images in each pose, in each of the forms in which copies are looked for."""
+    turned = poses(images)
+    return [[form(pose) for pose in turned] for form in _FORMS]
 
 
 def _far(among: Floats, distance: Floats) -> NDArray[np.bool_]:
-    """Clearly farther than real images are from one another."""
+    """Mark what is clearly farther than real images are from one another."""
     far: NDArray[np.bool_] = distance > np.quantile(among, _STRAY_QUANTILE) * _STRAY_FACTOR
     return far
 
@@ -364,7 +357,7 @@ def _measure(name: str, value: float, real: float, limit: float) -> Measure:
 
 
 def _failed(measures: Mapping[str, Measure]) -> tuple[str, ...]:
-    """Names of the failed: those missed by far first, among equals in the order of `MEASURES`."""
+    """Sort the failed measures: those missed by far first, among equals in the order of `MEASURES`."""
 
     def rank(name: str) -> tuple[bool, int]:
         measure = measures[name]
@@ -419,7 +412,7 @@ class ClassQuality:
     cleaned: dict[str, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return plain JSON values."""
         return asdict(self)
 
     def decide(self, method: Method, decision: Decision, reason: str) -> None:
@@ -428,7 +421,7 @@ class ClassQuality:
 
 
 def why_none(quality: ClassQuality) -> str:
-    """Why a class is to gain nothing, in words."""
+    """Explain why a class is to gain nothing."""
     if quality.real == 0:
         return "no real images: nothing to make any from"
     if quality.real >= quality.target:
@@ -437,12 +430,12 @@ def why_none(quality: ClassQuality) -> str:
 
 
 def real_images(count: int) -> str:
-    """`1 real image`, `9 real images`."""
+    """Return `1 real image`, or `9 real images`."""
     return f"{count} real image{'' if count == 1 else 's'}"
 
 
-def judge_class(quality: ClassQuality, verdict: Verdict, min_accepted: float) -> bool:
-    """Record what the gate found, and whether the class keeps the GAN's images.
+def judge_class(quality: ClassQuality, verdict: GateVerdict, min_accepted: float) -> bool:
+    """Record the gate's findings, and return whether the class keeps the GAN's images.
 
     It does where no measure of the class failed, one of them could tell whether the label is right, and
     at least the share `min_accepted` (0 to 1) of the candidates passed every check, one at least. With
@@ -477,27 +470,27 @@ def judge_class(quality: ClassQuality, verdict: Verdict, min_accepted: float) ->
 
 
 def _main_fault(quality: ClassQuality) -> str:
-    """What most of the candidates were refused for; of equals the first check."""
+    """Return what most candidates were refused for; of equals the first check."""
     check = max(quality.refused, key=lambda name: quality.refused[name])
     return _count(quality, check)
 
 
 def _count(quality: ClassQuality, check: str) -> str:
-    """`312 of 400 are near-copies of training images`."""
+    """Return words such as `312 of 400 are near-copies of training images`."""
     return f"{quality.refused.get(check, 0)} of {quality.candidates} {_FAULTS.get(check, check)}"
 
 
 def _failure(quality: ClassQuality, name: str) -> str:
-    """A measure that the class fails: its figure beside what real images have, and the limit."""
+    """Describe a measure that the class fails: its figure, that of real images, and the limit."""
     measure = quality.measures[name]
     if name in _SHARES and measure["real"] is not None:
         return f"{_count(quality, _SHARES[name])}, {_percent(measure['real'])} are expected"
     if name == "agreement" and measure["real"] is not None:
         value, real, limit = (_percent(measure[key]) for key in ("value", "real", "limit"))
         return f"{value} are recognised as the class, of real images {real}; at least {limit} must be"
-    bound = "at most" if name in _LOW_IS_GOOD else "at least"
-    beside = "" if measure["real"] is None else f", of real images {measure['real']:.2f}"
-    return f"{name} {measure['value']:.2f}{beside}; {bound} {measure['limit']:.2f} is asked for"
+    bound = "at most" if name in AT_MOST else "at least"
+    real = "" if measure["real"] is None else f", of real images {measure['real']:.2f}"
+    return f"{name} {measure['value']:.2f}{real}; {bound} {measure['limit']:.2f} is asked for"
 
 
 def _percent(share: float) -> str:
@@ -505,7 +498,7 @@ def _percent(share: float) -> str:
 
 
 def nearness_figures(made: NDArray[np.float64], own: NDArray[np.uint8]) -> dict[str, float] | None:
-    """Figures of `nearness`.
+    """Compute the figures of `ClassQuality.nearness`.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Random over-sampling, interpolation, and interpolation with cleaning, by imbalanced-learn's samplers."""
+"""Over-sample by imbalanced-learn: random copies, interpolation, and interpolation with cleaning."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Interpolated:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What was made for one class: rows of features, and parents where they are known."""
+class _ClassRows:
+    """Rows of features made for one class, and their parents where they are known."""
 
     label: int
     rows: NDArray[np.float32]
@@ -129,32 +129,32 @@ class _Features:
             self._embeddings = standardised.astype(np.float32)
 
     def of(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The rows of some images, float32."""
+        """Return the rows of these images, float32."""
         pixels = self._images[index].reshape(len(index), self._pixels).astype(np.float32)
         return np.concatenate([pixels * self._scale, self._embeddings[index]], axis=1)
 
     @cached_property
     def all(self) -> NDArray[np.float32]:
-        """The rows of all images."""
+        """Return the rows of all images."""
         return self.of(np.arange(len(self._images)))
 
     def to_pixels(self, rows: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Images uint8 M×H×W×C of rows that a sampler made."""
+        """Turn rows that a sampler made into images uint8 M×H×W×C."""
         pixels = (rows[:, : self._pixels] / self._scale).round().clip(0, 255)
         return pixels.astype(np.uint8).reshape(len(rows), *self._images.shape[1:])
 
 
 def _sample(
     features: _Features, real: View, label: int, quota: int, method: SimpleMethod, seed: int
-) -> _Part:
-    """One class's images, by the method or by what stands in for it."""
+) -> _ClassRows:
+    """Make one class's images, by the method or by what stands in for it."""
     own = np.flatnonzero(real.labels == label)
     class_seed = sample_seed(seed, f"copies/{real.classes[label]}")
     if method == "random" or len(own) == 1:
         chosen = own[_random_copies(len(own), quota, class_seed)]
         alone = ["a single image: nothing to interpolate between, so copies of it"]
-        said = [] if method == "random" else alone
-        return _Part(label, features.of(chosen), "random", said, chosen)
+        notes = [] if method == "random" else alone
+        return _ClassRows(label, features.of(chosen), "random", notes, chosen)
     neighbours = min(NEIGHBOURS, len(own) - 1)
     notes = []
     if neighbours < NEIGHBOURS:
@@ -165,14 +165,14 @@ def _sample(
         if not fault:
             if len(rows) < quota:
                 notes.append(f"its shares of {quota} images, each rounded, come to {len(rows)}")
-            return _Part(label, rows, method, notes)
+            return _ClassRows(label, rows, method, notes)
         rows = _smote(features.of(own), quota, neighbours, class_seed)
-        return _Part(label, rows, "smote", [f"{fault}, so SMOTE", *notes])
-    return _Part(label, _smote(features.of(own), quota, neighbours, class_seed), method, notes)
+        return _ClassRows(label, rows, "smote", [f"{fault}, so SMOTE", *notes])
+    return _ClassRows(label, _smote(features.of(own), quota, neighbours, class_seed), method, notes)
 
 
 def _random_copies(count: int, quota: int, seed: int) -> NDArray[np.int64]:
-    """Indices of `quota` of `count` images, drawn with replacement."""
+    """Draw the indices of `quota` of `count` images, with replacement."""
     from imblearn.over_sampling import RandomOverSampler
 
     sampler = RandomOverSampler(sampling_strategy={1: count + quota}, random_state=seed)
@@ -191,7 +191,7 @@ def _smote(own: NDArray[np.float32], quota: int, neighbours: int, seed: int) -> 
 def _borderline_smote(
     rows: NDArray[np.float32], labels: NDArray[np.int64], label: int, quota: int, neighbours: int, seed: int
 ) -> tuple[NDArray[np.float32], str]:
-    """Rows made from images that have half or more of their neighbours in other classes, not all."""
+    """Make rows from images that have half or more of their neighbours in other classes, not all."""
     from imblearn.over_sampling import BorderlineSMOTE
 
     sampler = BorderlineSMOTE(
@@ -207,7 +207,7 @@ def _borderline_smote(
 def _adasyn(
     rows: NDArray[np.float32], labels: NDArray[np.int64], label: int, quota: int, neighbours: int, seed: int
 ) -> tuple[NDArray[np.float32], str]:
-    """Rows made from each image as often as it has neighbours in other classes."""
+    """Make rows from each image as often as it has neighbours in other classes."""
     from imblearn.over_sampling import ADASYN
 
     sampler = ADASYN(
@@ -231,31 +231,31 @@ def _adasyn(
 
 
 def _clean(
-    features: _Features, real: View, parts: list[_Part], method: SimpleMethod
-) -> tuple[list[_Part], NDArray[np.int64], NDArray[np.int64]]:
-    """The parts less the made images that cleaning takes for overlap of classes.
+    features: _Features, real: View, parts: list[_ClassRows], method: SimpleMethod
+) -> tuple[list[_ClassRows], NDArray[np.int64], NDArray[np.int64]]:
+    """Remove the made images that cleaning takes for overlap of classes.
 
     As imbalanced-learn's SMOTEENN and SMOTETomek, which take a single number of neighbours for SMOTE
     in all classes, and drop real images too.
     """
     labels = np.concatenate([real.labels, *(np.full(len(part.rows), part.label, np.int64) for part in parts)])
-    kept = np.ones(len(labels), bool)
+    clean = np.ones(len(labels), bool)
     if _classes_meet(labels):
-        kept = _kept_by_cleaning(np.concatenate([features.all, *(p.rows for p in parts)]), labels, method)
+        clean = _survive_cleaning(np.concatenate([features.all, *(p.rows for p in parts)]), labels, method)
     count = len(real.classes)
     cleaned = np.zeros(count, np.int64)
-    doubtful = np.bincount(real.labels[~kept[: len(real)]], minlength=count).astype(np.int64)
+    doubtful = np.bincount(real.labels[~clean[: len(real)]], minlength=count).astype(np.int64)
     left, start = [], len(real)
     for part in parts:
-        stays = kept[start : start + len(part.rows)] | (part.method != method)
+        stays = clean[start : start + len(part.rows)] | (part.method != method)
         start += len(part.rows)
         cleaned[part.label] = gone = int((~stays).sum())
-        said = [f"cleaning removed {gone} of {len(part.rows)} made images"] if gone else []
-        left.append(_Part(part.label, part.rows[stays], part.method, part.notes + said, part.parents))
+        notes = [f"cleaning removed {gone} of {len(part.rows)} made images"] if gone else []
+        left.append(_ClassRows(part.label, part.rows[stays], part.method, part.notes + notes, part.parents))
     return left, cleaned, doubtful
 
 
-def _kept_by_cleaning(
+def _survive_cleaning(
     rows: NDArray[np.float32], labels: NDArray[np.int64], method: SimpleMethod
 ) -> NDArray[np.bool_]:
     from imblearn.under_sampling import EditedNearestNeighbours, TomekLinks
@@ -266,13 +266,13 @@ def _kept_by_cleaning(
     else:
         cleaner = TomekLinks(sampling_strategy="all")
     cleaner.fit_resample(rows, labels)
-    kept = np.zeros(len(rows), bool)
-    kept[cleaner.sample_indices_] = True
-    return kept
+    survivors = np.zeros(len(rows), bool)
+    survivors[cleaner.sample_indices_] = True
+    return survivors
 
 
 def _resample(sampler: Any, rows: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The rows that an over-sampler puts behind those that it was given."""
+    """Return the rows that an over-sampler adds to those that it was given."""
     with warnings.catch_warnings():
         # `per_class` may well bring a class above the largest, and `random` sees one class at a time.
         warnings.filterwarnings("ignore", "After over-sampling", UserWarning)
@@ -283,7 +283,7 @@ def _resample(sampler: Any, rows: NDArray[np.float32], labels: NDArray[np.int64]
 def _beside_another_class(
     rows: NDArray[np.float32],
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """`rows` as class 1, and one row of a class 0, without which no sampler starts."""
+    """Label `rows` as class 1, and add one row of a class 0, without which no sampler starts."""
     labels = np.ones(len(rows) + 1, np.int64)
     labels[-1] = 0
     return np.concatenate([rows, np.zeros_like(rows[:1])]), labels
@@ -293,8 +293,8 @@ def _classes_meet(labels: NDArray[np.int64]) -> bool:
     return len(np.unique(labels)) > 1
 
 
-def _parents(part: _Part, made: NDArray[np.uint8], real: View) -> NDArray[np.int64]:
-    """Index of the real image of the class that each is nearest to, or was copied from."""
+def _parents(part: _ClassRows, made: NDArray[np.uint8], real: View) -> NDArray[np.int64]:
+    """Return the real image of the class that each is nearest to, or was copied from."""
     if part.parents is not None:
         return part.parents
     own = np.flatnonzero(real.labels == part.label)

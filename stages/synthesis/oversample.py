@@ -1,9 +1,4 @@
-"""What over-sampling is told, and what it gives back.
-
-The GAN's images, of the classes that are large enough and for which the gate accepts them.
-
-What each class gets: from the GAN if it may and the gate agrees, else from a simpler sampler.
-"""
+"""Make images for rare classes: by the GAN where the gate accepts them, else by a simpler sampler."""
 
 from __future__ import annotations
 
@@ -33,12 +28,12 @@ if TYPE_CHECKING:
     from stages.learning.names import Device
     from stages.synthesis.gan_trainer import GANConfig
     from stages.synthesis.gan_training import TrainedGAN
-    from stages.synthesis.gate import Gate, GateConfig, Verdict
+    from stages.synthesis.gate import Gate, GateConfig, GateVerdict
 
 
 CANDIDATES_PER_IMAGE = 4
 MIN_CANDIDATES = 64  # fewer tell little about the generator
-_KEPT_REFUSED = 8  # of each class and check, to be looked at
+_REFUSED_SAMPLE = 8  # of each class and check, to be looked at
 _CHECKED_SINGLY = ("agreement", "copies", "copies_of_held_out")  # measures of what a check looks at too
 
 _MADE_BY = {
@@ -52,8 +47,8 @@ _MADE_BY = {
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How images are made.
+class OversamplingConfig:
+    """The methods that make images, and how strict they are.
 
     Attributes
     ----------
@@ -72,7 +67,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Beside:
-    """What there is beside the real training images; nothing is made of it.
+    """Data beside the real training images, of which nothing is made.
 
     Attributes
     ----------
@@ -91,8 +86,8 @@ class Beside:
 
 
 @dataclass(frozen=True)
-class Refused:
-    """A few candidates that one check refused, or that went with their class: uint8, n×H×W×C.
+class RefusedCandidates:
+    """A few candidates that one check refused, or that were refused with their class: uint8, n×H×W×C.
 
     `parents` (int64, n) are the nearest real images of the class; indices into the real images.
     """
@@ -105,12 +100,12 @@ class Refused:
 
 @dataclass
 class GANRecord:
-    """How the GAN came about.
+    """The record of the GAN's training.
 
     Attributes
     ----------
     trained_on : names of its classes
-    steps, batch_size : as it ended; fewer steps than `steps_asked` where it went back to a good state
+    steps, batch_size : at the end; fewer steps than `steps_asked` where it went back to a good state
     notes : what happened on the way, each one sentence
     history : rows of losses
     scores : a row a snapshot and class: `step`, `class` (its name), `score`, `chosen`
@@ -127,14 +122,14 @@ class GANRecord:
     progress: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The value of `gan` in `quality.json`."""
+        """Return the value of `gan` in `quality.json`."""
         names = ("trained_on", "steps", "steps_asked", "batch_size", "notes")
         return {name: getattr(self, name) for name in names}
 
 
 @dataclass
 class Synthetic:
-    """Made images of all classes, and how they came about.
+    """Made images of all classes, with the record of each class and of the GAN.
 
     Attributes
     ----------
@@ -154,11 +149,11 @@ class Synthetic:
     methods: list[str]
     quality: dict[str, ClassQuality]
     gan: GANRecord | None = None
-    refused: list[Refused] = field(default_factory=list)
+    refused: list[RefusedCandidates] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Made:
+class ClassImages:
     """Images of one class, and their parents among the real images."""
 
     label: int
@@ -170,13 +165,13 @@ class Made:
 def from_gan(
     real: View,
     result: Synthetic,
-    recipe: Recipe,
+    config: OversamplingConfig,
     beside: Beside,
     seed: int,
     device: Device,
     keep_in: Path | None,
-) -> list[Made]:
-    """Images of the classes for which the gate accepts the GAN; the others are left out, and told why.
+) -> list[ClassImages]:
+    """Make images of the classes for which the gate accepts the GAN; record why not for the others.
 
     Classes are tested for eligibility before anything is trained. Writes `gan`, `refused` and the
     classes' `quality` into `result`; see `oversample` for the rest.
@@ -187,7 +182,7 @@ def from_gan(
 
     height, width, channels = (int(side) for side in real.images.shape[1:])
     check_image_shape((height, width, channels))
-    least = recipe.min_real_per_class
+    least = config.min_real_per_class
     wanting = []
     for label, entry in enumerate(result.quality.values()):
         if entry.requested and entry.real >= least:
@@ -200,32 +195,26 @@ def from_gan(
     judge = train_judge(real, groups=beside.groups, seed=sample_seed(seed, "judge"), device=device)
     gate = Gate(
         real,
-        recipe.gate,
+        config.gate,
         judge=judge,
         groups=beside.groups,
         held_out=beside.held_out,
         seed=sample_seed(seed, "gate"),
     )
-    wanting = [label for label in wanting if _checkable(gate, label, result)]
-    if not wanting:
+    checkable = [label for label in wanting if gate.can_check(label)]
+    for label in set(wanting) - set(checkable):
+        entry = result.quality[real.classes[label]]
+        entry.decide("none", "fallback", f"{UNCHECKED}; the GAN is not tried")
+    if not checkable:
         return []
     eligible = np.flatnonzero(real.class_counts >= least)
-    trained, result.gan = _train(real, eligible, recipe.gan, beside, judge, seed, device, keep_in)
+    trained, result.gan = _train(real, eligible, config.gan, beside, judge, seed, device, keep_in)
     made = []
-    for label in wanting:
+    for label in checkable:
         number = int(np.searchsorted(eligible, label))
-        part = _one_class(real, label, number, trained, gate, recipe.gate.min_accepted, result, seed)
+        part = _one_class(real, label, number, trained, gate, config.gate.min_accepted, result, seed)
         made += [part] if part is not None else []
     return made
-
-
-def _checkable(gate: Gate, label: int, result: Synthetic) -> bool:
-    """Whether the gate could tell if the class's images show it; if not, the class is told so."""
-    if gate.can_check(label):
-        return True
-    entry = list(result.quality.values())[label]
-    entry.decide("none", "fallback", f"{UNCHECKED}; the GAN is not tried")
-    return False
 
 
 def _one_class(
@@ -237,8 +226,8 @@ def _one_class(
     min_accepted: float,
     result: Synthetic,
     seed: int,
-) -> Made | None:
-    """What the gate leaves of one class's candidates; None where it refuses the class.
+) -> ClassImages | None:
+    """Generate and judge one class's candidates; None where the gate refuses the class.
 
     `number` is the class's among those that the GAN was trained on.
     """
@@ -248,12 +237,12 @@ def _one_class(
     labels = np.full(max(MIN_CANDIDATES, CANDIDATES_PER_IMAGE * entry.requested), number, np.int64)
     candidates = trained.generate(labels, seed=sample_seed(seed, f"gan/{name}"))
     verdict = gate.judge(candidates, label)
-    result.refused += _some_refused(candidates, verdict, members, label)
+    result.refused += _sample_refused(candidates, verdict, members, label)
     if not judge_class(entry, verdict, min_accepted):
         return None
     chosen = np.flatnonzero(verdict.accepted)[: entry.requested]
     entry.nearness = nearness_figures(verdict.nearness[chosen], real.images[members])
-    return Made(label, candidates[chosen], members[verdict.nearest[chosen]], "gan")
+    return ClassImages(label, candidates[chosen], members[verdict.nearest[chosen]], "gan")
 
 
 def _train(
@@ -266,7 +255,7 @@ def _train(
     device: Device,
     keep_in: Path | None,
 ) -> tuple[TrainedGAN, GANRecord]:
-    """One GAN on all eligible classes, its snapshots chosen by validation in the judge's embedding."""
+    """Train one GAN on all eligible classes; validation chooses snapshots in the judge's embedding."""
     from stages.synthesis.gan_training import train_gan
 
     images, labels = _only(real, eligible)
@@ -307,22 +296,22 @@ def _train(
 
 
 def _only(view: View, eligible: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The images of some classes, and their labels as positions among these classes."""
+    """Select the images of these classes, with labels as positions among them."""
     rows = np.isin(view.labels, eligible)
     return view.images[rows], np.searchsorted(eligible, view.labels[rows]).astype(np.int64)
 
 
-def _some_refused(
-    candidates: NDArray[np.uint8], verdict: Verdict, members: NDArray[np.int64], label: int
-) -> list[Refused]:
-    """A few candidates of each check that refused any; of a class that failed as a whole, of the rest."""
+def _sample_refused(
+    candidates: NDArray[np.uint8], verdict: GateVerdict, members: NDArray[np.int64], label: int
+) -> list[RefusedCandidates]:
+    """Take a few candidates that each check refused; of a class that failed as a whole, of the rest too."""
     kinds = {check: np.flatnonzero(refused) for check, refused in verdict.refused.items()}
     if verdict.failed and verdict.failed[0] not in _CHECKED_SINGLY:
         kinds[verdict.failed[0]] = np.flatnonzero(verdict.accepted)
-    some = {check: rows[:_KEPT_REFUSED] for check, rows in kinds.items() if len(rows)}
+    samples = {check: rows[:_REFUSED_SAMPLE] for check, rows in kinds.items() if len(rows)}
     return [
-        Refused(label, check, candidates[rows], members[verdict.nearest[rows]])
-        for check, rows in some.items()
+        RefusedCandidates(label, check, candidates[rows], members[verdict.nearest[rows]])
+        for check, rows in samples.items()
     ]
 
 
@@ -330,7 +319,7 @@ def oversample(
     real: View,
     quota: NDArray[np.int64],
     targets: NDArray[np.int64],
-    recipe: Recipe,
+    config: OversamplingConfig,
     *,
     beside: Beside | None = None,
     seed: int,
@@ -344,7 +333,7 @@ def oversample(
     real : the curated real training images
     quota : int64, K; images to make for each class
     targets : int64, K; the sizes that `quota` leads to; for the report
-    recipe : how
+    config : how
     beside : validation and test images, embeddings, groups
     seed, device : of all that is trained and drawn
     keep_in : a folder for what the GAN's training has finished, so that a killed run goes on
@@ -360,55 +349,53 @@ def oversample(
         for label, name in enumerate(real.classes)
     }
     result = Synthetic(real.images[:0], real.labels[:0], real.labels[:0], [], quality)
-    if recipe.method == "none":
+    if config.method == "none":
         return result
     for entry in quality.values():
         if entry.requested == 0:
             entry.decide("none", "not_needed", why_none(entry))
-    made: list[Made] = []
-    sampler: str = recipe.method
-    if recipe.method == "gan":
-        pass
-
-        made = from_gan(real, result, recipe, beside, seed, device, keep_in)
-        sampler = recipe.fallback
+    made: list[ClassImages] = []
+    sampler: str = config.method
+    if config.method == "gan":
+        made = from_gan(real, result, config, beside, seed, device, keep_in)
+        sampler = config.fallback
     if sampler != "none":
         done = [part.label for part in made]
         left = np.where(np.isin(np.arange(len(quota)), done), 0, quota)
-        made += _simply(real, left, quality, sampler, seed, beside.embeddings)
+        made += _by_sampler(real, left, quality, sampler, seed, beside.embeddings)
     return _together(real, result, made)
 
 
-def _simply(
+def _by_sampler(
     real: View,
     quota: NDArray[np.int64],
     quality: Mapping[str, ClassQuality],
     method: str,
     seed: int,
     embeddings: NDArray[np.float32] | None,
-) -> list[Made]:
-    """A simple sampler's images; also what the GAN falls back to."""
-    found = interpolate(real, quota, method, seed=seed, embeddings=embeddings)  # type: ignore[arg-type]
+) -> list[ClassImages]:
+    """Make images by a simple sampler, which is also what the GAN falls back to."""
+    result = interpolate(real, quota, method, seed=seed, embeddings=embeddings)  # type: ignore[arg-type]
     if method in CLEANING and quota.any():
-        for entry, made, real_ones in zip(quality.values(), found.cleaned, found.doubtful, strict=True):
+        for entry, made, real_ones in zip(quality.values(), result.cleaned, result.doubtful, strict=True):
             entry.cleaned = {"made": int(made), "real": int(real_ones)}
     parts = []
     for label in np.flatnonzero(quota):
-        entry, rows = quality[real.classes[label]], np.flatnonzero(found.labels == label)
-        by: Any = found.methods[rows[0]] if len(rows) else method
-        notes = [*found.notes.get(int(label), [])]
+        entry, rows = quality[real.classes[label]], np.flatnonzero(result.labels == label)
+        by: Any = result.methods[rows[0]] if len(rows) else method
+        notes = [*result.notes.get(int(label), [])]
         if entry.decision == "fallback":
             entry.decide(by, "fallback", "; ".join([entry.reason, *notes]))
         else:
             # Not a fallback where another method stood in: nothing was refused.
             decision = "accepted" if len(rows) == entry.requested else "reduced"
             entry.decide(by, decision, "; ".join([_MADE_BY[by], *notes]))  # type: ignore[arg-type]
-        parts.append(Made(int(label), found.images[rows], found.parents[rows], by))
+        parts.append(ClassImages(int(label), result.images[rows], result.parents[rows], by))
     return parts
 
 
-def _together(real: View, result: Synthetic, made: list[Made]) -> Synthetic:
-    """The result with the images of all classes, in index order."""
+def _together(real: View, result: Synthetic, made: list[ClassImages]) -> Synthetic:
+    """Add the images of all classes to the result, in index order."""
     made = sorted(made, key=lambda part: part.label)
     for part in made:
         result.quality[real.classes[part.label]].added = len(part.images)

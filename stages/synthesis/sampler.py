@@ -1,4 +1,4 @@
-"""The GAN as an imbalanced-learn sampler, for anybody's arrays."""
+"""Offer the GAN as an imbalanced-learn sampler, for anybody's arrays."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class GANOverSampler(BaseOverSampler):  # type: ignore[misc]
         return np.concatenate([X, rows]), np.concatenate([y, labels])
 
     def _train(self, images: NDArray[np.uint8], labels: NDArray[np.int64], seed: int) -> TrainedGAN:
-        """The GAN of all images but those that are kept for validation."""
+        """Train the GAN on all images but those for validation."""
         config = GANConfig(
             self.steps, self.batch_size, self.latent_dim, self.width, self.learning_rate, self.snapshots
         )
@@ -184,7 +184,7 @@ class GANOverSampler(BaseOverSampler):  # type: ignore[misc]
         )
 
     def _shape(self, X: NDArray[Any]) -> tuple[int, int, int]:
-        """`image_shape`, when it fits the rows of X and the networks."""
+        """Return `image_shape`, when it fits the rows of X and the networks."""
         features = int(X.shape[1])
         shape = self.image_shape
         if shape is None:
@@ -228,7 +228,7 @@ def _from_pixels(
 
 
 def _set_aside(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
-    """bool N: the images for validation, that share of each class, rounded down."""
+    """Mark the images for validation, that share of each class, rounded down; bool N."""
     random = np.random.default_rng(seed)
     aside = np.zeros(len(labels), bool)
     for label in np.unique(labels):
@@ -238,17 +238,17 @@ def _set_aside(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray
 
 
 def _margins(sides: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Pixels before and after each side that make it a multiple of what the networks halve."""
+    """Return the pixels before and after each side that make it a multiple of what the networks halve."""
     missing = [-side % SIZE_STEP for side in sides]
     return [(pixels // 2, pixels - pixels // 2) for pixels in missing]
 
 
 def _pad(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """uint8 N×H×W×C, as large as the networks need; the edge is repeated."""
+    """Pad uint8 N×H×W×C to the size that the networks need; the edge is repeated."""
     return np.pad(images, [(0, 0), *_margins(images.shape[1:3]), (0, 0)], mode="edge")
 
 
 def _crop(images: NDArray[np.uint8], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """What `_pad` made larger, in its own size again."""
+    """Undo `_pad`."""
     (top, _), (left, _) = _margins(shape[:2])
     return images[:, top : top + shape[0], left : left + shape[1]]

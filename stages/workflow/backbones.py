@@ -30,11 +30,11 @@ def check_network(
     key: str, name: str, layers: Layers, params: Params | None = None, batch_size: int = 0
 ) -> None:
     """The network by itself, and in training on the images of `params` where they are given."""
-    from stages.learning.networks.catalogue import OWN, reason_against
+    from stages.learning.networks.catalogue import OWN_NETWORKS, reason_against
 
     try:
         why = reason_against(name, layers)
-        if why is None and params is not None and (name not in OWN or batch_size == 1):
+        if why is None and params is not None and (name not in OWN_NETWORKS or batch_size == 1):
             why = _reason_against_training(name, layers, params, batch_size)
     except WinnowError as error:
         raise WinnowError(f"{key} = {name!r}: {error}") from error

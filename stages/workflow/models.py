@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from modulefinder import ModuleFinder
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,9 +135,9 @@ def model_folder(where: str) -> Iterator[Path]:
 
 def requirements(architecture: str) -> list[str]:
     """Pinned requirements of a model, without the local part of a version (`+cu128`)."""
-    from stages.learning.names import OwnNetwork
+    from stages.learning.networks.catalogue import OWN_NETWORKS
 
-    names = _REQUIRED if architecture in get_args(OwnNetwork) else (*_REQUIRED, "torchvision")
+    names = _REQUIRED if architecture in OWN_NETWORKS else (*_REQUIRED, "torchvision")
     if architecture.startswith("timm/"):
         names = (*names, "timm")
     return [f"{name}=={version(name).partition('+')[0]}" for name in names]

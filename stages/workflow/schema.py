@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from stages.dataset.issue_kinds import PixelKind, ShapeKind
 from stages.learning.names import (
+    LOSSES,
     Activation,
     ClassWeighting,
     Compile,
@@ -40,18 +41,8 @@ Architecture = Name  # torchvision knows some eighty: `check` looks them up
 SimpleMethod = Literal["random", "smote", "borderline_smote", "adasyn", "smote_enn", "smote_tomek"]
 
 # The loss, or the class weighting, that takes each constant.
-_TAKEN_BY = {
-    "gce_q": "generalised_cross_entropy",
-    "sce_alpha": "symmetric_cross_entropy",
-    "sce_beta": "symmetric_cross_entropy",
-    "elr_strength": "early_learning",
-    "elr_memory": "early_learning",
-    "forget_rate": "co_teaching",
-    "focal_gamma": "focal",
-    "ldam_margin": "ldam",
-    "ldam_scale": "ldam",
-    "effective_beta": "effective",
-}
+_TAKEN_BY = {constant: loss for loss, traits in LOSSES.items() for constant in traits.constants}
+_TAKEN_BY["effective_beta"] = "effective"
 
 
 class Section(BaseModel):
@@ -394,7 +385,7 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _unmixed_where_samples_are_remembered(self) -> Self:
-        if self.loss in ("early_learning", "co_teaching") and (self.mixup or self.cutmix):
+        if LOSSES[self.loss].by_sample and (self.mixup or self.cutmix):
             raise ValueError(
                 f"loss = {self.loss!r} judges each image by itself: it does not go with mixup or cutmix"
             )

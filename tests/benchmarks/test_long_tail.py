@@ -124,7 +124,7 @@ def test_the_gans_arm_gets_validation_and_the_gate_that_it_is_to_have(
 
     def spy(real, quota, targets, recipe, **others):
         seen.append((quota, recipe, others))
-        simple = oversample.Recipe("random", "random", 50, recipe.gan, recipe.gate)
+        simple = oversample.OversamplingConfig("random", "random", 50, recipe.gan, recipe.gate)
         return original(real, quota, targets, simple, seed=0)
 
     original = oversample.oversample

@@ -145,7 +145,7 @@ def test_reliability_gives_the_bins_of_the_calibration_error(labels, probabiliti
 
 
 def test_resamples_hold_as_many_images_as_there_are_and_follow_from_the_seed(monkeypatch):
-    monkeypatch.setattr("stages.learning.metrics._CELLS", 90)
+    monkeypatch.setattr("stages.learning.metrics._CHUNK", 90)
     chunks = list(resample_counts(30, 8, 5))
     assert [chunk.shape for chunk in chunks] == [(30, 3), (30, 3), (30, 2)]
     together = np.concatenate(chunks, axis=1)

@@ -1,3 +1,5 @@
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -5,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages.dataset.base import Dataset, View, split_view
@@ -154,13 +157,13 @@ def test_frozen_stages_keep_weights_and_batch_statistics(train: View):
 
 
 def test_the_moving_average_is_what_is_scored_and_kept(train: View):
-    trainer = trainer_for(train, replace(RECIPE, average=0.9))
+    trainer = trainer_for(train, replace(RECIPE, average_weights=0.9))
     for _ in range(3):
         trainer.step()
     assert trainer.result is not trainer.models[0]
     assert not torch.equal(trainer.result.head.weight, trainer.models[0].head.weight)
     model = model_for(train)
-    result = trained(model, train, replace(RECIPE, average=0.9), val=train)
+    result = trained(model, train, replace(RECIPE, average_weights=0.9), val=train)
     assert result.model is model
     assert not torch.equal(model.head.weight, trained(model_for(train), train, RECIPE).model.head.weight)
 
@@ -245,7 +248,7 @@ def test_a_step_reads_nothing_off_the_device(train: View, choices: dict):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_host_does_not_wait_for_a_gpu(train: View):
     device = torch.device("cuda")
-    recipe = replace(RECIPE, shift=1, flip=True, mixup=0.2, average=0.9)
+    recipe = replace(RECIPE, shift=1, flip=True, mixup=0.2, average_weights=0.9)
     autocast = Autocast("cuda", True)
     model = model_for(train).to(device)
     trainer = Trainer(model, train, recipe, seed=0, device=device, autocast=autocast)
@@ -255,3 +258,50 @@ def test_the_host_does_not_wait_for_a_gpu(train: View):
         trainer.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+class Compiler:
+    """In the place of torch.compile: `made` of each network, with the options it was called with."""
+
+    def __init__(self, made: Callable[[nn.Module], nn.Module] = nn.Sequential) -> None:
+        self.made, self.calls = made, []
+
+    def __call__(self, network: nn.Module, **options: object) -> nn.Module:
+        self.calls.append(options)
+        return self.made(network)
+
+
+@pytest.mark.parametrize(("loss", "networks"), [("cross_entropy", 1), ("co_teaching", 2)])
+def test_networks_are_compiled_where_the_recipe_says_so(
+    train: View, monkeypatch: pytest.MonkeyPatch, loss: str, networks: int
+):
+    compiler = Compiler()
+    monkeypatch.setattr(torch, "compile", compiler)
+    plain, compiled = model_for(train), model_for(train)
+    trained(plain, train, replace(RECIPE, loss=loss))
+    assert not compiler.calls
+    trained(compiled, train, replace(RECIPE, loss=loss, compile="on"))
+    assert compiler.calls == [{"dynamic": False}] * networks
+    for one, other in zip(plain.state_dict().values(), compiled.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_compiler_that_fails_is_named_in_one_line(train: View, monkeypatch: pytest.MonkeyPatch):
+    class Failing(nn.Sequential):
+        def forward(self, pixels: Tensor) -> Tensor:
+            raise TorchDynamoException("no C++ compiler\nfound\nanywhere")
+
+    monkeypatch.setattr(torch, "compile", Compiler(Failing))
+    with pytest.raises(
+        WinnowError, match=r"^torch.compile failed \(no C\+\+ compiler\): set train.compile to off$"
+    ):
+        trained(model_for(train), train, replace(RECIPE, compile="on"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no compiler")
+def test_torch_s_own_compiler_trains_as_well(train: View):
+    plain, compiled = model_for(train), model_for(train)
+    trained(plain, train, RECIPE)
+    trained(compiled, train, replace(RECIPE, compile="on"))
+    torch.testing.assert_close(plain.head.weight, compiled.head.weight, rtol=1e-2, atol=1e-3)

@@ -16,7 +16,7 @@ from stages.dataset.files import new_folder, write_json, write_table
 from stages.reporting.outputs import Outputs
 from stages.reporting.pictures import draw_all
 from stages.synthesis.gate import ClassQuality
-from stages.synthesis.oversample import GANRecord, Refused, Synthetic
+from stages.synthesis.oversample import GANRecord, RefusedCandidates, Synthetic
 
 TILE = 32 * 32 * 0.75  # pixels of an image in a picture, which is scaled down a little, at least
 CLASSES = ["a", "b $x$"]
@@ -92,7 +92,7 @@ def test_without_samples_there_is_still_a_picture(tmp_path, base, real):
 
 
 def test_refused_ones_stand_by_class_and_check(tmp_path, base, real):
-    refused = [Refused(0, "stray", block(9, 201), np.zeros(9, np.int64))]
+    refused = [RefusedCandidates(0, "stray", block(9, 201), np.zeros(9, np.int64))]
     draw_synthetic(base, real, synthetic(refused=refused), tmp_path)
     shades = greys(tmp_path / "refused.png")
     assert shades[201] >= 8 * TILE
@@ -101,7 +101,9 @@ def test_refused_ones_stand_by_class_and_check(tmp_path, base, real):
 
 def test_progress_is_a_picture_a_step(tmp_path, base, real):
     progress = {5: np.stack([block(4, 61), block(4, 131)]), 1000: np.stack([block(4, 62), block(4, 132)])}
-    refused = [Refused(1, "repeat", block(2, 201), np.array([3, 4]))]  # which shares the array with it
+    refused = [
+        RefusedCandidates(1, "repeat", block(2, 201), np.array([3, 4]))
+    ]  # which shares the array with it
     gan = GANRecord(CLASSES, 1000, 1000, 8, progress=progress)
     draw_synthetic(base, real, synthetic(refused=refused, gan=gan), tmp_path)
     names = sorted(path.name for path in (tmp_path / "progress").iterdir())

@@ -1,6 +1,5 @@
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,7 +7,7 @@ import pytest
 from stages import export
 from stages.errors import WinnowError
 from stages.learning.models import build_model
-from stages.learning.names import OwnNetwork
+from stages.learning.networks.catalogue import OWN_NETWORKS
 from stages.learning.networks.layers import ModelSpec, Preprocessing
 from stages.learning.prediction import predict
 from stages.learning.store import save_model
@@ -54,7 +53,7 @@ def test_the_file_says_the_same_twice_knows_its_classes_and_holds_no_path(tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", [*get_args(OwnNetwork), "resnet18", "mobilenet_v3_small"])
+@pytest.mark.parametrize("architecture", [*OWN_NETWORKS, "resnet18", "mobilenet_v3_small"])
 def test_every_network_is_the_same_as_onnx(architecture: str, tmp_path: Path):
     check(
         replace(SPEC, architecture=architecture, image_shape=(32, 32, 3), mean=[0.4] * 3, std=[0.3] * 3),

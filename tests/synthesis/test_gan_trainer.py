@@ -3,7 +3,7 @@ import pytest
 from test_graph import ROOT, imported
 
 from stages.learning import resume
-from stages.synthesis.gan_trainer import CODE, GANConfig, Record, inputs_digest
+from stages.synthesis.gan_trainer import CODE, GANConfig, GANProgress, gan_key
 
 # Messages, tables, and what only calls the training: no weight follows from their code.
 NO_WEIGHTS = {
@@ -33,14 +33,14 @@ def test_all_code_that_trains_makes_checkpoints_stale():
 
 def test_a_record_comes_back_as_it_was():
     weights = [np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros((), np.float32)]
-    record = Record(
+    record = GANProgress(
         [{"step": 25.0, "penalty": 0.1}],
         ["said – once"],
         {50: weights, 100: [w + 1 for w in weights]},
         (100, weights),
         {10: np.ones((2, 8, 4, 4, 1), np.uint8)},
     )
-    back = Record.load(record.state())
+    back = GANProgress.load(record.state())
     assert (back.history, back.notes) == (record.history, record.notes)
     assert list(back.snapshots) == [50, 100]
     for one, other in [*zip(back.snapshots[100], record.snapshots[100], strict=True)]:
@@ -49,14 +49,14 @@ def test_a_record_comes_back_as_it_was():
     assert back.good[0] == 100
     assert np.array_equal(back.good[1][0], weights[0])
     assert np.array_equal(back.samples[10], record.samples[10])
-    assert Record.load(Record().state()).good is None
+    assert GANProgress.load(GANProgress().state()).good is None
 
 
 @pytest.mark.parametrize("change", ["pixel", "label", "choice", "seed", "bf16", "nothing"])
 def test_whatever_the_training_follows_from_changes_the_digest(change, monkeypatch):
     images, labels = np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 1, 0, 1])
     config = GANConfig(10, 8, 8, 8, 1e-3)
-    before = inputs_digest(images, labels, config, seed=0, device="cpu")
+    before = gan_key(images, labels, config, seed=0, device="cpu")
     seed = 0
     if change == "pixel":
         images[0, 0, 0] = 1
@@ -69,5 +69,5 @@ def test_whatever_the_training_follows_from_changes_the_digest(change, monkeypat
     elif change == "bf16":
         now = resume.computes_in_bf16
         monkeypatch.setattr(resume, "computes_in_bf16", lambda device: not now(device))
-    after = inputs_digest(images, labels, config, seed=seed, device="cpu")
+    after = gan_key(images, labels, config, seed=seed, device="cpu")
     assert (after == before) == (change == "nothing")

@@ -13,7 +13,13 @@ from stages.synthesis import gan_training as gan_module
 from stages.synthesis import gate as gate_module
 from stages.synthesis.gan_trainer import GANConfig
 from stages.synthesis.gate import GateConfig
-from stages.synthesis.oversample import CANDIDATES_PER_IMAGE, MIN_CANDIDATES, Beside, Recipe, oversample
+from stages.synthesis.oversample import (
+    CANDIDATES_PER_IMAGE,
+    MIN_CANDIDATES,
+    Beside,
+    OversamplingConfig,
+    oversample,
+)
 
 GAN = GANConfig(steps=2, batch_size=8, latent_dim=4, width=8, learning_rate=1e-3, snapshots=1)
 GATE = GateConfig(
@@ -44,7 +50,7 @@ def make(real, method, *, fallback="random", min_real=10, to="majority", max_fac
         real,
         quotas(real.class_counts, target),
         target_sizes(real.class_counts, target),
-        Recipe(method, fallback, min_real, GAN, GATE),
+        OversamplingConfig(method, fallback, min_real, GAN, GATE),
         seed=seed,
         device="cpu",
         **keywords,
@@ -298,7 +304,7 @@ def test_the_quota_shrinks_to_what_passed(gate):
         real,
         quotas(real.class_counts, target),
         target_sizes(real.class_counts, target),
-        Recipe("gan", "random", 10, GAN, strict),
+        OversamplingConfig("gan", "random", 10, GAN, strict),
         seed=0,
         device="cpu",
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from stages.dataset.base import View
+from stages.synthesis import quality
 from stages.synthesis.quality import (
     FEWEST,
     Spaces,
@@ -47,22 +47,28 @@ def test_density_says_far_and_coverage_says_few():
     assert coverage < 0.3
 
 
-def test_kernel_distance_is_unbiased_and_leaves_the_random_state():
-    state = torch.random.get_rng_state()
-    same = [kernel_distance(_normal(s, 60), _normal(s + 1000, 40), seed=s) for s in range(20)]
-    near = kernel_distance(_normal(0, 60), _normal(1, 40, centre=0.5), seed=0)
-    far = kernel_distance(_normal(0, 60), _normal(1, 40, centre=1.0), seed=0)
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert abs(np.mean(same)) < 0.1 * near
-    assert min(same) < 0 < near < far
-    assert kernel_distance(_normal(0, 60), _normal(1, 40, 0.5), seed=0) == near
+def test_the_distance_is_nought_on_average_for_one_distribution_and_grows_with_the_difference():
+    rng = np.random.default_rng(0)
+
+    def sample(shift=0.0, scale=1.0):
+        return (rng.normal(size=(60, 8)) * scale + shift).astype(np.float32)
+
+    same = [kernel_distance(sample(), sample()) for _ in range(40)]
+    assert abs(np.mean(same)) < 0.1 * kernel_distance(sample(), sample(1.0))
+    assert min(same) < 0 < max(same)
+    assert max(same) < kernel_distance(sample(), sample(0.5)) < kernel_distance(sample(), sample(1.0))
+    assert kernel_distance(sample(), sample(scale=0.2)) > max(same)
 
 
-def test_kernel_distance_of_many_takes_subsets():
-    real, made = _normal(0, 300), _normal(1, 250, centre=1.0)
-    far = [kernel_distance(real, made, seed=seed) for seed in range(2)]
-    assert far[0] != far[1]
-    assert far[0] == pytest.approx(far[1], rel=0.2)
+def test_the_distance_of_many_is_that_of_all_pairs_at_once(monkeypatch):
+    real, made = _normal(0, 30), _normal(1, 25, centre=1.0)
+    expected = kernel_distance(made, real)
+    monkeypatch.setattr(quality, "_KERNEL_ROWS", 7)
+    assert kernel_distance(made, real) == pytest.approx(expected, rel=1e-12)
+    x, y = made.astype(np.float64), real.astype(np.float64)
+    pairs = [((a @ b.T / 4 + 1) ** 3) for a, b in ((x, x), (y, y), (x, y))]
+    means = [(k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in pairs[:2]]
+    assert expected == pytest.approx(sum(means) - 2 * pairs[2].mean(), rel=1e-12)
 
 
 def test_effective_number_counts_what_differs():

@@ -60,6 +60,7 @@ def test_every_key_must_be_given(params_dict: dict[str, Any]) -> None:
         ("augment.per_class", {"7": {"to": 9}}, ["augment.per_class.7.max_factor: missing"]),
         ("synthesize.fallback", "gan", ["synthesize.fallback = 'gan'", "'smote_tomek' or 'none'"]),
         ("synthesize.gan.width", 12, ["synthesize.gan.width = 12", "multiple of 8"]),
+        ("train.compile", "auto", ["train.compile = 'auto'", "'off' or 'on'"]),
         ("train.precision", "fp16", ["train.precision = 'fp16'", "'auto', 'fp32' or 'bf16'"]),
         ("ingest.format", "csv", ["ingest.format = 'csv': should be 'auto', ", "'arrays' or 'folders'"]),
         ("seed", -1, ["seed = -1", "greater than or equal to 0"]),

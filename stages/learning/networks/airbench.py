@@ -1,4 +1,4 @@
-"""The fastest network to a good accuracy on small photos that there is for one GPU."""
+"""Build airbench94, a network made to reach a good accuracy on small photos quickly on one GPU."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class Airbench94(nn.Module):
         self.dropout = dropout(layers.dropout)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features, N×256."""
+        """Return features, N×256."""
         maps = self.blocks(functional.gelu(self.whitening(pixels)))
         features: Tensor = self.dropout(functional.adaptive_max_pool2d(maps, 1).flatten(1))
         return features * _SCALE
 
     def stages(self) -> list[nn.Module]:
-        """The whitening and the blocks."""
+        """Return the whitening and the blocks."""
         return [self.whitening, *self.blocks]
 
     def initialise_from(self, pixels: Tensor) -> None:
@@ -59,12 +59,12 @@ class Airbench94(nn.Module):
         self.whitening.fit(pixels)
 
     def finished(self, share: float) -> list[nn.Parameter]:
-        """What has learnt enough when so much of the training is done."""
+        """Return the parameters that stop learning once this share of the training is done."""
         return [] if share < _BIAS_LEARNS else [self.whitening.bias]
 
 
 class Whitening(nn.Module):
-    """A convolution by the principal directions of patches and their opposites, each of variance 1.
+    """Convolve by the principal directions of patches and their opposites, each of variance 1.
 
     Attributes
     ----------
@@ -83,18 +83,18 @@ class Whitening(nn.Module):
         self.bias = nn.Parameter(torch.zeros(self.width))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Maps of one row and one column less."""
+        """Return maps of one row and one column less."""
         return functional.conv2d(pixels, self.weight, self.bias)
 
     @torch.no_grad()
     def fit(self, pixels: Tensor) -> None:
-        """Whiten by the patches of `pixels`, N×C×H×W, of which those of some are enough."""
+        """Take the weights from patches of `pixels`, N×C×H×W, of a sample where they are many."""
         if self.fitted:
             return
         count, channels, height, width = pixels.shape
         wanted = max(1, min(count, _PATCHES_OF // (height * width)))
-        some = pixels[:: count // wanted][:wanted]
-        patches = functional.unfold(some, _PATCH).transpose(1, 2).flatten(0, 1)  # each channel by channel
+        sample = pixels[:: count // wanted][:wanted]
+        patches = functional.unfold(sample, _PATCH).transpose(1, 2).flatten(0, 1)  # each channel by channel
         variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
         scaled = (directions / (variances + _LEAST_VARIANCE).sqrt()).T.flip(0)
         scaled = scaled.reshape(-1, channels, _PATCH, _PATCH)
@@ -103,7 +103,7 @@ class Whitening(nn.Module):
 
 
 class _Block(nn.Sequential):
-    """Convolution, pooling, convolution; both normalised."""
+    """Apply convolution, pooling and convolution; both convolutions are normalised."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__(
@@ -118,7 +118,7 @@ class _Block(nn.Sequential):
 
 
 class _Halved(nn.Module):
-    """The largest of each 2×2 points; of images too small for that, all of them."""
+    """Take the largest of each 2×2 points; smaller maps stay as they are."""
 
     def forward(self, maps: Tensor) -> Tensor:
         return maps if min(maps.shape[2:]) < 2 else functional.max_pool2d(maps, 2)
@@ -137,7 +137,7 @@ class BiasedBatchNorm(nn.BatchNorm2d):
 
 
 def _identity(channels: int, width: int) -> nn.Conv2d:
-    """A 3×3 convolution whose first outputs are its inputs (Zagoruyko & Komodakis, arXiv 1706.00388)."""
+    """Build a 3×3 convolution that begins as the identity (Zagoruyko & Komodakis, arXiv 1706.00388)."""
     layer = nn.Conv2d(channels, width, 3, padding=1, bias=False)
     with torch.no_grad():
         nn.init.dirac_(layer.weight[:channels])

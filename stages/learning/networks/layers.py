@@ -1,4 +1,4 @@
-"""What networks of our own are built of: activations, initialisation, normalisation, and connections."""
+"""Build the layers of our own networks: activations, initialisation, normalisation, and connections."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-# What brings the second moment of a standard normal number back to one behind the activation. Of sigmoid
-# it is what brings its slope at zero, a quarter, to one; of tanh what torch takes (`nn.init.calculate_gain`).
+# Factors that bring the second moment of a standard normal number back to one behind the activation; that
+# of sigmoid brings its slope at zero, a quarter, to one, and that of tanh is torch's (`calculate_gain`).
 _GAINS = {
     "sigmoid": 4.0,
     "tanh": 5 / 3,
@@ -44,17 +44,17 @@ _GAINS = {
 
 
 def activation(name: str) -> nn.Module:
-    """The activation of that name; a WinnowError lists those there are."""
+    """Build the activation of that name; a WinnowError lists the known ones."""
     return _named("activation", name, _ACTIVATIONS)()
 
 
 def gain(name: str) -> float:
-    """What weights in front of an activation are scaled by, so that signals keep their size behind it."""
+    """Return the factor of weights in front of an activation under which signals keep their size."""
     return _named("activation", name, _GAINS)
 
 
 def normalisation(name: str, width: int, *, maps: bool) -> nn.Module:
-    """Normalisation of `width` channels: of feature maps N×C×H×W, or of vectors N×C.
+    """Build the normalisation of `width` channels: of feature maps N×C×H×W, or of vectors N×C.
 
     `group` takes 8 groups of channels (Wu & He, arXiv 1803.08494), fewer where 8 do not divide them;
     `layer` all channels of a sample together (Ba et al., arXiv 1607.06450), over all places of a map.
@@ -69,12 +69,12 @@ def normalisation(name: str, width: int, *, maps: bool) -> nn.Module:
 
 
 def dropout(chance: float) -> nn.Module:
-    """Zeroes each feature by `chance` in training (Srivastava et al., JMLR 2014)."""
+    """Build dropout, which zeroes features by `chance` in training (Srivastava et al., JMLR 2014)."""
     return nn.Dropout(chance) if chance > 0 else nn.Identity()
 
 
 def convolution(channels: int, width: int, layers: Layers, *, stride: int = 1) -> nn.Sequential:
-    """A 3×3 convolution, normalisation and activation; it has a bias where nothing normalises."""
+    """Build a 3×3 convolution, normalisation and activation; with a bias where nothing normalises."""
     bias = layers.normalisation == "none"
     return nn.Sequential(
         nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=bias),
@@ -84,7 +84,7 @@ def convolution(channels: int, width: int, layers: Layers, *, stride: int = 1) -
 
 
 def linear(features: int, width: int, layers: Layers) -> nn.Sequential:
-    """A linear layer, normalisation and activation."""
+    """Build a linear layer, normalisation and activation."""
     return nn.Sequential(
         nn.Linear(features, width, bias=layers.normalisation == "none"),
         normalisation(layers.normalisation, width, maps=False),
@@ -93,7 +93,7 @@ def linear(features: int, width: int, layers: Layers) -> nn.Sequential:
 
 
 class StochasticDepth(nn.Module):
-    """Skips a residual branch by `chance` for each sample in training (Huang et al., arXiv 1603.09382).
+    """Skip a residual branch by `chance` for each sample in training (Huang et al., arXiv 1603.09382).
 
     Branches that stay are scaled by 1 / (1 − chance), so that nothing changes for prediction.
     """
@@ -103,7 +103,7 @@ class StochasticDepth(nn.Module):
         self.chance = chance
 
     def forward(self, branch: Tensor) -> Tensor:
-        """`branch` of any shape N×…, some samples zeroed."""
+        """Zero some samples of `branch`, of any shape N×…."""
         if not self.training or self.chance == 0:
             return branch
         shape = (branch.shape[0],) + (1,) * (branch.dim() - 1)
@@ -112,13 +112,13 @@ class StochasticDepth(nn.Module):
 
 
 class Residual(nn.Sequential):
-    """What goes in is added to what the modules make of it; parameters are named as in a Sequential.
+    """Add the input to the output of the modules; parameters are named as in a Sequential.
 
     Nothing in it may change its input in place.
     """
 
     def forward(self, values: Tensor) -> Tensor:
-        """Of the shape of `values`."""
+        """Return a tensor of the shape of `values`."""
         branch = values
         for module in self:
             branch = module(branch)
@@ -126,7 +126,7 @@ class Residual(nn.Sequential):
 
 
 def chances(layers: Layers, blocks: int) -> list[float]:
-    """The chance of each residual block to be skipped: from near 0 for the first up to all of it."""
+    """Return the chance of each residual block to be skipped, rising from block to block."""
     return [layers.stochastic_depth * (index + 1) / blocks for index in range(blocks)]
 
 
@@ -250,16 +250,16 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> ModelSpec:
-        """The inverse of `to_json`; a WinnowError for what is not a description of a model."""
+        """Read what `to_json` wrote; a WinnowError for what is not a description of a model."""
         try:
-            own = {**content, "image_shape": tuple(content["image_shape"])}
-            own["layers"] = Layers(**content.get("layers", {}))
+            values = {**content, "image_shape": tuple(content["image_shape"])}
+            values["layers"] = Layers(**content.get("layers", {}))
             how = content.get("preprocessing")
-            own["preprocessing"] = None if how is None else Preprocessing(**how)
-            return cls(**own)
+            values["preprocessing"] = None if how is None else Preprocessing(**how)
+            return cls(**values)
         except (TypeError, KeyError) as error:
             raise WinnowError(f"not the description of a Winnow model: {error}") from error
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return plain JSON values."""
         return {**asdict(self), "image_shape": list(self.image_shape)}

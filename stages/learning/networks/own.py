@@ -1,11 +1,4 @@
-"""Residual networks for small images.
-
-Fully connected layers over all pixels.
-
-Recurrent networks over the rows of an image, from top to bottom and back.
-
-A plain convolutional network for small images.
-"""
+"""Build networks of our own for small images: fully connected, convolutional, residual and recurrent ones."""
 
 from __future__ import annotations
 
@@ -59,12 +52,12 @@ class MLP(nn.Module):
         initialise(self, layers)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features, N×256."""
+        """Return features, N×256."""
         features: Tensor = self.blocks(pixels.flatten(1))
         return features
 
     def stages(self) -> list[nn.Module]:
-        """The layers."""
+        """Return the layers."""
         return list(self.blocks)
 
 
@@ -93,7 +86,7 @@ class RecurrentRows(nn.Module):
             _initialise_gates(part, how)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features, N×256."""
+        """Return features, N×256."""
         rows = pixels.permute(0, 2, 1, 3).flatten(2)  # N×H×(C·W)
         steps: Tensor = self.rows(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
         for part in self.recurrent:
@@ -101,12 +94,12 @@ class RecurrentRows(nn.Module):
         return steps.mean(1)
 
     def stages(self) -> list[nn.Module]:
-        """The layer of the rows and the recurrent ones."""
+        """Return the layer of the rows and the recurrent ones."""
         return [self.rows, *self.recurrent]
 
 
 def _initialise_gates(part: nn.Module, how: str) -> None:
-    """Input weights by `how`, recurrent ones orthogonal, gate by gate; an LSTM forgets nothing at first.
+    """Draw input weights by `how` and recurrent ones orthogonal, gate by gate; an LSTM first forgets nothing.
 
     The forget gate's bias of 1 is that of Jozefowicz et al. (ICML 2015).
     """
@@ -141,13 +134,13 @@ class ResNet9(nn.Module):
         initialise(self, layers)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features, N×512."""
+        """Return features, N×512."""
         maps = self.stage3(self.stage2(self.stage1(self.prepare(pixels))))
         features: Tensor = self.dropout(functional.adaptive_max_pool2d(maps, 1).flatten(1))
         return features
 
     def stages(self) -> list[nn.Module]:
-        """The stem and the parts of one resolution each."""
+        """Return the stem and the parts of one resolution each."""
         return [self.prepare, self.stage1, self.stage2, self.stage3]
 
 
@@ -181,17 +174,17 @@ class SmallResNet(nn.Module):
             self._start_as_identity()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features, N×64."""
+        """Return features, N×64."""
         maps = self.stage3(self.stage2(self.stage1(self.stem(pixels))))
         features: Tensor = self.dropout(functional.adaptive_avg_pool2d(maps, 1).flatten(1))
         return features
 
     def stages(self) -> list[nn.Module]:
-        """The stem and the parts of one resolution each."""
+        """Return the stem and the parts of one resolution each."""
         return [self.stem, self.stage1, self.stage2, self.stage3]
 
     def _start_as_identity(self) -> None:
-        """Without normalisation each block would double the variance (Zhang et al., arXiv 1901.09321)."""
+        """Zero the blocks' last weights, which would double the variance (Zhang et al., arXiv 1901.09321)."""
         for block in self.modules():
             if isinstance(block, _Block):
                 nn.init.zeros_(block.last.weight)
@@ -223,7 +216,7 @@ def _pooled(before: int, width: int, layers: Layers) -> nn.Sequential:
 
 
 def _pair(width: int, layers: Layers, chance: float) -> nn.Module:
-    """Two convolutions with a connection around them."""
+    """Build two convolutions with a connection around them."""
     return Residual(
         convolution(width, width, layers), convolution(width, width, layers), StochasticDepth(chance)
     )
@@ -252,13 +245,13 @@ class SmallCNN(nn.Module):
         initialise(self, layers)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features, N×128."""
+        """Return features, N×128."""
         pooled = functional.adaptive_avg_pool2d(self.blocks(pixels), 1).flatten(1)
         features: Tensor = self.dropout(pooled)
         return features
 
     def stages(self) -> list[nn.Module]:
-        """The parts between which the resolution halves."""
+        """Return the parts between which the resolution halves."""
         starts = [0, *(at for at, block in enumerate(self.blocks) if isinstance(block, nn.MaxPool2d))]
         ends = [*starts[1:], len(self.blocks)]
         return [self.blocks[start:end] for start, end in zip(starts, ends, strict=True)]

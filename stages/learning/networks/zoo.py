@@ -1,13 +1,12 @@
-"""Networks for large photos on small images: the stem keeps the resolution that there is.
+"""Turn classifiers of torchvision and timm into backbones, and list a backbone's stages in order.
 
-Classifiers of torchvision and of timm as backbones, with stems that fit small images.
-
-A backbone's parts in order, for learning rates and freezing by depth.
+They are made for photos: on small images the stem is changed so that it keeps their resolution.
 """
 
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
@@ -32,12 +31,12 @@ NORMALISATIONS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 def is_small(height: int, width: int) -> bool:
-    """Whether a stem that was made for photos would leave next to nothing of such an image."""
+    """Return whether a stem that was made for photos would leave next to nothing of such an image."""
     return min(height, width) < _SMALL
 
 
 def feature_width(network: nn.Module, shape: tuple[int, int, int]) -> int:
-    """The width D of what a network gives for images of H×W×C; nothing is computed for it.
+    """Return the width D of a network's features for images H×W×C, without computing any.
 
     Raises
     ------
@@ -45,7 +44,8 @@ def feature_width(network: nn.Module, shape: tuple[int, int, int]) -> int:
         Where it takes no such images, or gives anything but N×D; it says why.
     """
     height, width, channels = shape
-    state = {name: value.to("meta") for name, value in _tensors(network)}
+    tensors = itertools.chain(network.named_parameters(), network.named_buffers())
+    state = {name: value.to("meta") for name, value in tensors}
     training = network.training
     network.eval()
     try:
@@ -90,31 +90,32 @@ def fit_stem(network: nn.Module, shape: tuple[int, int, int]) -> None:
     if strided:
         network.set_submodule(name, _like(first, channels, 3, 1, 1))
         _leave_out_next(network, shape)
-    for pool in list(_pools(network)):
+    pools = [name for name, part in network.named_modules() if isinstance(part, nn.MaxPool2d)]
+    for pool in pools:
         if _works(network, shape):
             return
         network.set_submodule(pool, nn.Identity())
 
 
 def _leave_out_next(network: nn.Module, shape: tuple[int, int, int]) -> None:
-    """Take the stride from what reduces next behind the stem, and from what runs beside it in its block."""
-    found = next(((name, part) for name, part in network.named_modules() if _reduces(part)), None)
-    if found is None:
+    """Take the stride from the next reduction behind the stem, and from parallel ones in its block."""
+    reduction = next(((name, part) for name, part in network.named_modules() if _reduces(part)), None)
+    if reduction is None:
         return
-    name, part = found
+    name, part = reduction
     if isinstance(part, nn.MaxPool2d):
         network.set_submodule(name, nn.Identity())
         return
     for end in range(name.count(".") + 1):
         block = network.get_submodule(name.rsplit(".", end)[0])
-        strided = [one for _, one in _convolutions(block) if _reduces(one)]
-        before = [one.stride for one in strided]
-        for one in strided:
-            one.stride = (1, 1)
+        strided = [layer for _, layer in _convolutions(block) if _reduces(layer)]
+        before = [layer.stride for layer in strided]
+        for layer in strided:
+            layer.stride = (1, 1)
         if _works(network, shape):
             return
-        for one, stride in zip(strided, before, strict=True):
-            one.stride = stride
+        for layer, stride in zip(strided, before, strict=True):
+            layer.stride = stride
 
 
 def _works(network: nn.Module, shape: tuple[int, int, int]) -> bool:
@@ -129,12 +130,8 @@ def _convolutions(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
     return ((name, part) for name, part in network.named_modules() if isinstance(part, nn.Conv2d))
 
 
-def _pools(network: nn.Module) -> Iterator[str]:
-    return (name for name, part in network.named_modules() if isinstance(part, nn.MaxPool2d))
-
-
 def _reduces(part: nn.Module) -> bool:
-    """Whether maps leave it smaller than they came."""
+    """Return whether a layer makes maps smaller."""
     if not isinstance(part, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
         return False
     stride = part.stride
@@ -144,32 +141,27 @@ def _reduces(part: nn.Module) -> bool:
 def _like(
     first: nn.Conv2d, channels: int, kernel: int, stride: int, padding: int | tuple[int, int] = 0
 ) -> nn.Conv2d:
-    """A convolution in place of the first one."""
-    made = nn.Conv2d(channels, first.out_channels, kernel, stride, padding, bias=first.bias is not None)
-    nn.init.kaiming_normal_(made.weight, mode="fan_out", nonlinearity="relu")
-    return made
-
-
-def _tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from network.named_parameters()
-    yield from network.named_buffers()
+    """Build a convolution in place of the first one."""
+    layer = nn.Conv2d(channels, first.out_channels, kernel, stride, padding, bias=first.bias is not None)
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return layer
 
 
 @cache
 def torchvision_names() -> tuple[str, ...]:
-    """The classifiers of torchvision, by its own names."""
+    """List the classifiers of torchvision, by its own names."""
     import torchvision  # slow to import: only where it is asked for
 
     return tuple(torchvision.models.list_models(module=torchvision.models))
 
 
 def is_torchvision(name: str | None) -> bool:
-    """Whether torchvision has a classifier of that name."""
+    """Return whether torchvision has a classifier of that name."""
     return name in torchvision_names()
 
 
 def timm_names() -> list[str]:
-    """The networks of timm, each with `timm/` before it.
+    """List the networks of timm, each with `timm/` before it.
 
     Raises
     ------
@@ -180,15 +172,15 @@ def timm_names() -> list[str]:
 
 
 def close_names(name: str, known: tuple[str, ...] | list[str]) -> list[str]:
-    """At most five of `known` that `name` could have been meant for, likeliest first."""
+    """Return at most five of `known` that `name` could be a misspelling of, likeliest first."""
     return difflib.get_close_matches(name, known, _CLOSE, 0.5)
 
 
 def torchvision_backbone(spec: ModelSpec) -> tuple[nn.Module, int]:
-    """The network without its head, and the width of its features.
+    """Build a network of torchvision without its head; also return the width of its features.
 
     With `spec.pretrained_stem` it is torchvision's own to the last tensor, and grey images enter it as three
-    equal channels; otherwise the stem fits the images (see `stems.fit_stem`).
+    equal channels; otherwise the stem fits the images (see `fit_stem`).
 
     Raises
     ------
@@ -207,7 +199,7 @@ def torchvision_backbone(spec: ModelSpec) -> tuple[nn.Module, int]:
 
 
 def timm_backbone(spec: ModelSpec) -> tuple[nn.Module, int]:
-    """A network of timm without its head, and the width of its features; like `torchvision_backbone`.
+    """Build a network of timm without its head, like `torchvision_backbone`.
 
     Raises
     ------
@@ -246,7 +238,7 @@ def _timm() -> Any:
 
 
 def _finished(network: nn.Module, spec: ModelSpec, fitted: bool) -> tuple[nn.Module, int]:
-    """With a stem for the images, unless `fitted`; a WinnowError where it takes no such images."""
+    """Fit the stem to the images, unless `fitted`; a WinnowError where the network takes no such images."""
     height, width, channels = spec.image_shape
     if not fitted:
         fit_stem(network, spec.image_shape)
@@ -280,7 +272,7 @@ def _plain(build: Any, spec: ModelSpec) -> nn.Module:
 
 
 def _max_vit(spec: ModelSpec, scale: int) -> nn.Module:
-    """maxvit_t with windows that divide the image at every resolution."""
+    """Build maxvit_t with windows that divide the image at every resolution."""
     from torchvision.models import MaxVit
 
     height, width = (scale * size for size in spec.image_shape[:2])
@@ -299,7 +291,7 @@ def _max_vit(spec: ModelSpec, scale: int) -> nn.Module:
 
 
 def _vision_transformer(build: Any, spec: ModelSpec) -> nn.Module:
-    """Built for as many patches as the image has, and then given patches of that size."""
+    """Build it for as many patches as the image has, and then give it patches of that size."""
     height, width, channels = spec.image_shape
     own = int(spec.architecture.rpartition("_")[2])
     if height != width:
@@ -318,7 +310,7 @@ def _vision_transformer(build: Any, spec: ModelSpec) -> nn.Module:
 
 
 def _patch(size: int, own: int) -> int:
-    """The largest patch that divides the image, up to its own size; of small images an eighth."""
+    """Return the largest patch that divides the image, up to its own size; of small images an eighth."""
     largest = max(1, size // _TOKENS) if is_small(size, size) else own
     return next(patch for patch in range(min(own, largest), 0, -1) if size % patch == 0)
 
@@ -333,15 +325,15 @@ def _remove_head(network: nn.Module) -> None:
 
 
 class GreyToColour(nn.Module):
-    """Repeats the one channel of grey images for a backbone that was pretrained on colour."""
+    """Repeat the one channel of grey images for a backbone that was pretrained on colour."""
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """N×1×H×W to N×3×H×W, without a copy."""
+        """Expand N×1×H×W to N×3×H×W, without a copy."""
         return pixels.expand(-1, 3, -1, -1)
 
 
 def stages_of(backbone: nn.Module) -> list[nn.Module]:
-    """The stages of a backbone, from the image to the features.
+    """List the stages of a backbone, from the image to the features.
 
     Together they hold every parameter, each once. Networks of our own say theirs; of torchvision's and
     timm's they are the children, with the long sequences called `features`, `blocks` and the like taken
@@ -369,7 +361,7 @@ def stages_of(backbone: nn.Module) -> list[nn.Module]:
 
 
 def _parts(module: nn.Module) -> Iterator[nn.Module]:
-    """Children in order, trunks taken apart; parameters that are in no child as a list of their own."""
+    """Yield children in order, trunks taken apart; parameters that are in no child as a list."""
     own = list(module.parameters(recurse=False))
     if own:
         yield nn.ParameterList(own)

@@ -23,7 +23,7 @@ from benchmarks.gpu.gan_tables import FIELD, quality_table
 from benchmarks.gpu.inception import load_inception, pool_otherwise
 from benchmarks.measuring import ROOT
 from stages.errors import WinnowError
-from stages.synthesis.gan_training import kernel_distance
+from stages.synthesis.quality import kernel_distance
 
 FORBIDDEN = ("mlflow", "dvc", "prefect", "cleanlab", "albumentations", "imblearn", "cv2", "simplejpeg")
 TINY = ["--device", "cpu", "--real", "40", "--stage-steps", "3", "--seeds", "0", "--rounds", "1"]
@@ -111,9 +111,9 @@ def _refuse(*_, **__):
 
 
 def test_a_killed_run_goes_on_with_the_steps_that_it_had_planned(data, workspace, quick, monkeypatch, capsys):
-    from stages.synthesis.gan_trainer import Trainer
+    from stages.synthesis.gan_trainer import GANTrainer
 
-    step, taken = Trainer.step, []
+    step, taken = GANTrainer.step, []
 
     def killed(self, *arguments):
         # Of the training itself, not of those that find out how fast it is.
@@ -126,12 +126,12 @@ def test_a_killed_run_goes_on_with_the_steps_that_it_had_planned(data, workspace
     monkeypatch.setattr(gan_quality._Work, "_steps", lambda self: planned)
     monkeypatch.setattr("stages.synthesis.gan_training._CHECK_EVERY", 5)
     monkeypatch.setattr("stages.synthesis.gan_training._KEEP_SHARE", 1e9)
-    monkeypatch.setattr(Trainer, "step", killed)
+    monkeypatch.setattr(GANTrainer, "step", killed)
     command = [*TINY, "--data", str(data), "--parts", "quality"]
     with pytest.raises(SystemExit) as stopped:
         gan.main(command)
     assert stopped.value.code == 130
-    monkeypatch.setattr(Trainer, "step", lambda self, *a: (taken.append("later"), step(self, *a))[1])
+    monkeypatch.setattr(GANTrainer, "step", lambda self, *a: (taken.append("later"), step(self, *a))[1])
     gan.main(command)
     assert taken.count("later") == planned // 2
     assert "20 steps of 8 images, in more than one run" in capsys.readouterr().out

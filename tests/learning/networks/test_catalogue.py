@@ -3,23 +3,24 @@ from typing import get_args
 
 import pytest
 import torch
+from test_graph import ROOT
 from torch import nn
 from torch.nn import functional
 
 from stages.errors import WinnowError
 from stages.learning.models import build_model
 from stages.learning.names import Activation, Initialisation, Normalisation
-from stages.learning.networks.catalogue import OWN, build_backbone, reason_against
+from stages.learning.networks.catalogue import OWN_NETWORKS, build_backbone, reason_against
 from stages.learning.networks.layers import Layers, ModelSpec
 from stages.learning.networks.zoo import stages_of
 
 CHOICES = [
-    *((name, {}) for name in OWN),
+    *((name, {}) for name in OWN_NETWORKS),
     *(("small_cnn", {"activation": name}) for name in get_args(Activation)),
     *(("mlp", {"initialisation": name}) for name in get_args(Initialisation)),
     *((network, {"normalisation": name}) for network in ("mlp", "gru") for name in get_args(Normalisation)),
     *(("resnet20", {"normalisation": name}) for name in ("group", "layer", "none")),
-    *((name, {"dropout": 0.3}) for name in OWN),
+    *((name, {"dropout": 0.3}) for name in OWN_NETWORKS),
     *((name, {"residual": True, "stochastic_depth": 0.3}) for name in ("mlp", "small_cnn", "resnet9")),
 ]
 
@@ -55,7 +56,7 @@ def test_every_name_trains_two_steps(name, layers):
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (32, 32, 3), (24, 40, 3)])
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", OWN_NETWORKS)
 def test_own_networks_take_every_size_and_colour(name, shape):
     backbone, width = build_backbone(spec(name, shape))
     assert backbone(torch.randn(2, shape[2], *shape[:2])).shape == (2, width)
@@ -99,7 +100,7 @@ def test_connections_change_what_is_computed_but_no_name(name):
     assert not torch.equal(plain(images), residual(images))
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", OWN_NETWORKS)
 def test_dropout_is_for_training_alone(name):
     backbone = build_backbone(spec(name, dropout=0.5))[0]
     pixels = torch.randn(4, 1, 16, 16)
@@ -146,7 +147,7 @@ def test_a_wrong_name_lists_the_right_ones(name, close):
         build_backbone(spec(name))
     said = str(caught.value)
     assert said.startswith(f"network {name!r}: there is no network of this name")
-    assert all(known in said for known in (*OWN, close))
+    assert all(known in said for known in (*OWN_NETWORKS, close))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,9 @@ def test_a_wrong_name_lists_the_right_ones(name, close):
         ("resnet18", {"activation": "gelu"}, "takes none of it"),
         ("mobilenet_v2", {"dropout": 0.1}, "takes none of it"),
         ("lstm", {"residual": True}, "set residual to false"),
-        ("gru", {"stochastic_depth": 0.1}, "set residual to false"),
+        ("gru", {"stochastic_depth": 0.1}, "set stochastic_depth to 0.0"),
+        ("airbench94", {"activation": "gelu"}, "takes dropout alone: set activation to relu"),
+        ("lstm", {"residual": True, "stochastic_depth": 0.1}, "stochastic_depth to 0.0, residual to false"),
         ("mlp", {"stochastic_depth": 0.1}, "set residual to true"),
         ("small_cnn", {"stochastic_depth": 0.1}, "set residual to true"),
     ],
@@ -170,3 +173,9 @@ def test_stages_of_own_networks_are_in_order():
     backbone = build_backbone(spec("small_cnn"))[0]
     widths = [list(stage.modules())[-3].out_channels for stage in stages_of(backbone)]
     assert widths == [32, 64, 128]
+
+
+def test_docs_and_params_name_every_network_of_our_own():
+    for path in ("docs/training.md", "params.yaml"):
+        text = (ROOT / path).read_text("utf-8")
+        assert [name for name in OWN_NETWORKS if name not in text] == [], path
