@@ -31,13 +31,13 @@ from benchmarks.measuring import ROOT, bench_data
 from stages.dataset.base import View
 from stages.dataset.files import new_file, write_json
 from stages.errors import WinnowError
-from stages.noise.folds import Ensemble, cross_validate, inputs_digest
+from stages.noise.folds import CrossValidation, cross_validate, inputs_digest
 from stages.noise.labels import find_label_errors
 from stages.workflow.stage import clean_exit
 
 CACHE = ROOT / ".winnow/benchmarks/noise_pixels"
-BY_HAND = Ensemble(("small_cnn",), folds=4, repeats=1, epochs=12, batch_size=64, learning_rate=0.005)
-WINNOW = Ensemble(
+BY_HAND = CrossValidation(("small_cnn",), folds=4, repeats=1, epochs=12, batch_size=64, learning_rate=0.005)
+WINNOW = CrossValidation(
     ("small_cnn",),
     folds=4,
     repeats=2,
@@ -111,7 +111,9 @@ def measure(options: argparse.Namespace) -> list[Figures]:
     return rows
 
 
-def _trained(place: Path, view: View, true: NDArray[np.int64], setting: Ensemble) -> dict[str, NDArray[Any]]:
+def _trained(
+    place: Path, view: View, true: NDArray[np.int64], setting: CrossValidation
+) -> dict[str, NDArray[Any]]:
     """Out-of-sample probabilities and what they cost, from the cache where they are there."""
     finished = place.with_suffix(".npz")
     if not finished.is_file():

@@ -48,7 +48,7 @@ from stages.curate import read_policy
 from stages.curation.ledger import build_ledger
 from stages.dataset.base import CONFLICT_COLUMNS, View
 from stages.errors import WinnowError
-from stages.noise.folds import Ensemble, inputs_digest
+from stages.noise.folds import CrossValidation, inputs_digest
 from stages.noise.issues import find_issues
 from stages.noise.labels import find_label_errors
 from stages.workflow.params import Params, load_params
@@ -332,8 +332,8 @@ def _cross_validated(images: NDArray[np.uint8], given: Labels, seed: int, params
 
     torch.set_num_threads(params.threads)
     choices = params.detect_noise
-    chosen: dict[str, Any] = {field.name: getattr(choices, field.name) for field in fields(Ensemble)}
-    ensemble = Ensemble(**chosen | {"models": tuple(choices.models)})
+    chosen: dict[str, Any] = {field.name: getattr(choices, field.name) for field in fields(CrossValidation)}
+    ensemble = CrossValidation(**chosen | {"models": tuple(choices.models)})
     names = np.array([f"{i:016x}" for i in range(len(given))], dtype=object)
     view = View(images, given, np.ones(len(given), np.float32), names, _CLASSES)
     nothing = images[:0]

@@ -129,9 +129,9 @@ def suspect(task: Task, epochs: int, *, model: str, seed: int, device: Device) -
     view = task.train
 
     def make() -> dict[str, NDArray[Any]]:
-        from stages.noise.folds import Ensemble, cross_validate
+        from stages.noise.folds import CrossValidation, cross_validate
 
-        ensemble = Ensemble((model,), 3, 1, epochs, _BATCH, _RATE, shift=2, flip=True)
+        ensemble = CrossValidation((model,), 3, 1, epochs, _BATCH, _RATE, shift=2, flip=True)
         found = cross_validate(view, view.images[:0], ensemble, seed=seed, device=device)
         return {"probs": found.train_probs}
 

@@ -1,1 +1,1 @@
-"""Prefect: the pipeline as a flow, its schedule, and the gate that decides on the champion."""
+"""Run the pipeline with Prefect: as a flow, on a schedule, with a gate that decides on the champion."""

@@ -1,4 +1,4 @@
-"""The flow's own run in MLflow: the parent of the stages that it starts, and links to the others."""
+"""Record the flow's own run in MLflow: the parent of the stages that it starts, with links to the others."""
 
 from __future__ import annotations
 
@@ -20,22 +20,13 @@ from stages.workflow.executions import (
     workspace_id,
 )
 from stages.workflow.lineage import open_repo, stage_lineage
-from stages.workflow.records import keep, new_spool_folder
+from stages.workflow.records import Record, new_spool_folder, now, refused_message, spool
 from stages.workflow.runs import EXECUTION, PARENT_RUN
-from stages.workflow.store import (
-    Record,
-    Store,
-    brief,
-    now,
-    open_store,
-    report_unknown,
-    shown_uri,
-    tracking_off,
-)
+from stages.workflow.store import Store, brief, open_store, report_unknown, tracking_off
 
 
 class Parent:
-    """Begins with the flow and is completed at its end; like all tracking it only ever warns.
+    """The flow's run: begins with the flow and is completed at its end; like all tracking it only warns.
 
     Parameters
     ----------
@@ -87,7 +78,7 @@ class Parent:
                 self._lose_store(error)
         try:
             record = Record("", execution.start, status=status, execution=execution.to_json())
-            keep(record, new_spool_folder("execution"))
+            spool(record, new_spool_folder("execution"))
         except OSError as error:
             self._warn(f"this execution is not recorded: {error}")
 
@@ -102,7 +93,4 @@ class Parent:
 
     def _lose_store(self, error: Exception) -> None:
         self._store = None
-        self._warn(
-            f"MLflow at {shown_uri()} does not take this ({brief(error)}); kept in .winnow/spool: "
-            "`python -m stages.workflow.send` sends it"
-        )
+        self._warn(refused_message(error))

@@ -1,4 +1,4 @@
-"""`python -m flows.pipeline`: DVC's graph as a Prefect flow.
+"""Run DVC's graph as a Prefect flow: `python -m flows.pipeline`.
 
 The flow holds no copy of the graph: it reads it from DVC, asks DVC which stages are stale, and lets
 DVC run them. DVC is the only cache. What it adds: a log and a state for every stage, stages that
@@ -35,22 +35,23 @@ from prefect.states import Completed, Failed
 
 from flows.parent import Parent
 from flows.processes import StoppedError
-from flows.server import check_server
 from flows.workspace import Outcome, Workspace, workspace_lock
 from stages.errors import WinnowError
 from stages.workflow.executions import CACHED, FAILED, SKIPPED
 from stages.workflow.lineage import Node, open_repo, pipeline_nodes
 from stages.workflow.params import load_params
 from stages.workflow.stage import clean_exit
+from stages.workflow.store import without_password
 
 GPU = "gpu"
 REFUSED = "Refused"  # the name of the state where the user has something to put right
 STOPPED = "Stopped"  # and where the flow was told to end
-_LOCK_PATIENCE = 600.0
+_LOCK_PATIENCE = 600.0  # seconds
+_SERVER_SECONDS = 30.0  # where none listens it is known at once; a busy machine answers late
 
 
 class Walk:
-    """One walk over the graph: what its tasks share."""
+    """One walk over the graph: the state that its tasks share."""
 
     def __init__(self, nodes: Sequence[Node], workspace: Workspace) -> None:
         self.nodes = nodes
@@ -72,18 +73,18 @@ class Walk:
             return self.workspace.reproduce(node.name, lambda line: say("%s", line))
 
     def table(self) -> list[Outcome]:
-        """The stages in the order of the graph; what has no outcome was skipped."""
+        """Return the outcomes in the order of the graph; a stage without one was skipped."""
         return [self.outcomes.get(node.name, Outcome(node.name, SKIPPED, 0.0)) for node in self.nodes]
 
 
 def _not_a_mistake(_task: object, _run: object, state: State[Any]) -> bool:
-    """Whether it may help to try again: not where the input is wrong, nor at the end."""
+    """Tell whether it may help to try again: not where the input is wrong, nor at the end."""
     return state.name not in (REFUSED, STOPPED)
 
 
 @task(name="stage", cache_policy=NO_CACHE, persist_result=False)
 def stage_task(walk: Walk, node: Node) -> State[Any]:
-    """One stage of DVC's graph."""
+    """Bring one stage of DVC's graph up to date."""
     try:
         outcome = walk.bring_up_to_date(node)
     except StoppedError as error:
@@ -151,18 +152,18 @@ def _execute(walk: Walk, parent: Parent) -> State[Any]:
 
 
 def _submit(walk: Walk) -> None:
-    """A task a stage, each after its upstreams; returns when all have ended."""
+    """Submit a task for each stage, after its upstreams' tasks, and wait until all have ended."""
     futures: dict[str, PrefectFuture[Any]] = {}
     for node in walk.nodes:
         hints: Mapping[str, Any] = node.hints
-        named = stage_task.with_options(
+        stage = stage_task.with_options(
             name=node.name,
             task_run_name=node.name,
             retries=int(hints.get("retries", 0)),
             retry_delay_seconds=float(hints.get("retry_delay", 5)),
             retry_condition_fn=_not_a_mistake,
         )
-        futures[node.name] = named.submit(
+        futures[node.name] = stage.submit(
             walk, node, return_state=False, wait_for=[futures[name] for name in node.upstream]
         )
     for name, future in futures.items():
@@ -196,15 +197,49 @@ def ensure_limit(name: str, limit: int) -> None:
                 return  # another flow was faster
 
 
+def check_server(*, needed: bool) -> str | None:
+    """Return the address of the Prefect server that the settings name, if it answers.
+
+    Parameters
+    ----------
+    needed : without one, raise; else return None (a one-off run starts a temporary server)
+
+    Raises
+    ------
+    WinnowError
+        Where the server that the settings name does not answer, or none is named but needed.
+    """
+    import httpx
+    from prefect.settings import get_current_settings
+
+    url = get_current_settings().api.url
+    if not url:
+        if not needed:
+            return None
+        raise WinnowError(
+            "a schedule needs a Prefect server: start one with `make ui` (or `prefect server start`), then "
+            "set PREFECT_API_URL=http://127.0.0.1:4200/api"
+        )
+    try:
+        httpx.get(f"{url.rstrip('/')}/health", timeout=_SERVER_SECONDS).raise_for_status()
+    except httpx.HTTPError as error:
+        detail = str(error) or type(error).__name__
+        raise WinnowError(
+            f"the Prefect server at {without_password(url)} does not answer ({detail}): "
+            "start one with `make ui`, or unset PREFECT_API_URL"
+        ) from error
+    return url
+
+
 def format_table(rows: Sequence[Outcome]) -> str:
-    """The outcomes as a table of text."""
+    """Lay out the outcomes as a table of text."""
     width = max([5, *(len(row.stage) for row in rows)])
     body = [f"{row.stage:<{width}}  {row.result:<8}  {row.seconds:7.1f}" for row in rows]
     return "\n".join([f"{'stage':<{width}}  {'result':<8}  seconds", *body])
 
 
 def summary(rows: Sequence[Outcome]) -> str:
-    """How many stages had each result: `3 ran, 7 cached`."""
+    """Count the stages by result: `3 ran, 7 cached`."""
     counts: dict[str, int] = {}
     for row in rows:
         counts[row.result] = counts.get(row.result, 0) + 1

@@ -1,4 +1,4 @@
-"""Commands in their own session: output line by line, and the whole group ends when asked.
+"""Run commands in their own session: output line by line, and the whole group ends when asked.
 
 SIGTERM to `dvc` alone leaves its stage running; a cancelled flow must not leave a GPU job behind.
 """
@@ -21,7 +21,7 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
 class StoppedError(RuntimeError):
-    """The command was not run, or not to its end: everything was told to stop."""
+    """Raised where a command was not run, or not to its end: everything was told to stop."""
 
 
 class ProcessGroups:
@@ -100,7 +100,7 @@ def _signal(process: subprocess.Popen[bytes], number: int) -> None:
 
 
 def lines(stream: IO[bytes]) -> Iterator[str]:
-    """The lines of a stream as they come; of a progress bar a state now and then, and its last.
+    """Yield the lines of a stream as they come; of a progress bar a state now and then, and its last.
 
     A bar redraws itself behind carriage returns, many times a second: too much for a log.
     """

@@ -1,4 +1,4 @@
-"""`python -m flows.promote`: register an execution's fine-tuned model, and let the better one be champion.
+"""Register an execution's fine-tuned model, and let the better one be champion.
 
 The gate looks at state outside DVC, the registry, and is therefore a step of the flow and no cached
 stage. Two models are compared only on the same test set, told by its hash.
@@ -51,7 +51,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate decides: whether the champion moves, and why, in one line."""
+    """The decision of the gate: whether the champion moves, and why, in one line."""
 
     promote: bool
     reason: str
@@ -74,28 +74,28 @@ def judge(
     WinnowError
         Where the champion was scored on another test set, and `force` is not given.
     """
-    shown = f"{metric} {candidate.value:.4f}"
+    score = f"{metric} {candidate.value:.4f}"
     if candidate.interval is not None:
-        shown += f" [{candidate.interval[0]:.4f}, {candidate.interval[1]:.4f}]"
+        score += f" [{candidate.interval[0]:.4f}, {candidate.interval[1]:.4f}]"
     if champion is None:
-        return Verdict(True, f"{shown}: the first champion")
+        return Verdict(True, f"{score}: the first champion")
     test_set, value, model_id = champion
     if model_id == candidate.model_id:
-        return Verdict(False, f"{shown}: this model is the champion already")
+        return Verdict(False, f"{score}: this model is the champion already")
     if test_set != candidate.test_set:
         if force:
-            return Verdict(True, f"{shown}: forced; the champion's test set was {test_set}, not compared")
+            return Verdict(True, f"{score}: forced; the champion's test set was {test_set}, not compared")
         raise WinnowError(
             f"the champion was scored on test set {test_set}, this model on {candidate.test_set}: not "
             "compared; --force makes it champion all the same"
         )
     if candidate.value > value:
-        return Verdict(True, f"{shown} is better than the champion's {value:.4f}")
-    return Verdict(False, f"{shown} is not better than the champion's {value:.4f}")
+        return Verdict(True, f"{score} is better than the champion's {value:.4f}")
+    return Verdict(False, f"{score} is not better than the champion's {value:.4f}")
 
 
 def find_candidate(store: Store, run: str | None, metric: str) -> Candidate:
-    """The fine-tuned model of an execution.
+    """Find the fine-tuned model of an execution.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ def promote_model(
 def promotion(
     run: str | None = None, metric: str = "macro_f1", dry_run: bool = False, force: bool = False
 ) -> bool | State[Any]:
-    """`promote_model` as a flow; whether the champion moved."""
+    """Run `promote_model` as a flow; return whether the champion moved."""
     try:
         verdict = promote_model(_store(), run, metric=metric, dry_run=dry_run, force=force)
     except WinnowError as error:
@@ -189,12 +189,12 @@ def _parent(store: Store, run: str | None) -> Run:
 
     if run is not None:
         try:
-            found = store.client.get_run(run)
+            parent = store.client.get_run(run)
         except MlflowException as error:
             raise WinnowError(f"there is no run {run} on {shown_uri()}") from error
-        if found.data.tags.get(f"{TAG}kind") != "execution":
+        if parent.data.tags.get(f"{TAG}kind") != "execution":
             raise WinnowError(f"run {run} is a stage's: --run wants the parent run of an execution")
-        return found
+        return parent
     finished = store.client.search_runs(
         [store.experiment_id],
         f"tags.`{TAG}kind` = 'execution' and tags.`{TAG}test_set_hash` != '' "
@@ -219,7 +219,7 @@ def _champion(store: Store) -> ModelVersion | None:
 
 
 def _score(version: ModelVersion, metric: str) -> tuple[str, float, str]:
-    """Test set, value and model id of a registered version, as its tags say them."""
+    """Return test set, value and model id of a registered version, from its tags."""
     tags = version.tags
     try:
         return tags["test_set_hash"], float(tags[metric]), str(tags["model_id"])
@@ -231,7 +231,7 @@ def _score(version: ModelVersion, metric: str) -> tuple[str, float, str]:
 
 
 def _register(store: Store, candidate: Candidate) -> ModelVersion:
-    """The registry's version of a model; made once."""
+    """Return the registry's version of a model, and make it where there is none."""
     from mlflow.exceptions import MlflowException
 
     client = store.client

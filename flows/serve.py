@@ -1,4 +1,4 @@
-"""`python -m flows.serve`: the flow as a deployment that a Prefect server starts by the clock.
+"""Serve the flow as a deployment that a Prefect server starts by the clock: `python -m flows.serve`.
 
 The schedule lives on the server, so there has to be one: a temporary server would forget it.
 """
@@ -9,15 +9,14 @@ import argparse
 import os
 from pathlib import Path
 
-from flows.pipeline import pipeline
-from flows.server import check_server
+from flows.pipeline import check_server, pipeline
 from stages.errors import WinnowError
 from stages.workflow.params import load_params
 from stages.workflow.stage import clean_exit
 
 
 def check_cron(text: str) -> str:
-    """A cron expression of five fields.
+    """Return a cron expression of five fields.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The workspace as the flow sees it: one flow at a time, and DVC asked and ordered stage by stage."""
+"""Order DVC stage by stage in the workspace, for one flow at a time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _EXITED = re.compile(r"exited with (-?\d+)")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a stage.
+    """The result of one stage in a flow.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ def workspace_lock(patience: float, say: Callable[[str], None]) -> Iterator[None
 
 
 def stage_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """The environment of DVC and its stages: `python` in `cmd` is this one, and nothing is buffered."""
+    """Return the environment of DVC and its stages: `python` in `cmd` is this one, nothing is buffered."""
     bin_folder = str(Path(sys.executable).parent)
     env = {name: value for name, value in os.environ.items() if name not in ("DVC_STAGE", "DVC_ROOT")}
     env["PATH"] = os.pathsep.join([bin_folder, env.get("PATH", os.defpath)])
@@ -102,7 +102,7 @@ class Workspace:
         self._env = stage_environment(extra)
 
     def stale(self, stage: str) -> bool:
-        """Whether the stage has to run; asked in this process, which takes milliseconds."""
+        """Tell whether the stage has to run; asked in this process, which takes milliseconds."""
         with self._asking, open_repo() as repo:
             return is_stale(repo, stage)
 
@@ -127,13 +127,13 @@ class Workspace:
     def _repro(self, stage: str, say: Callable[[str], None]) -> tuple[int, list[str]]:
         output: list[str] = []
 
-        def hear(line: str) -> None:
+        def on_line(line: str) -> None:
             output.append(line)
             say(line)
 
         # --wait-for-lock stands before the command; --single-item because the flow walks the graph.
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
-        return self.groups.run(command, self._env, hear), output
+        return self.groups.run(command, self._env, on_line), output
 
 
 def _busy(output: list[str]) -> bool:
@@ -149,6 +149,6 @@ def _result(output: list[str]) -> str:
 
 
 def _reason(output: list[str]) -> str:
-    """The last line that the stage itself said."""
-    said = [line for line in output if line and not line.startswith(("ERROR:", "Running stage", "> "))]
-    return said[-1] if said else next((line for line in reversed(output) if line), "")
+    """Return the last line that the stage itself printed."""
+    lines = [line for line in output if line and not line.startswith(("ERROR:", "Running stage", "> "))]
+    return lines[-1] if lines else next((line for line in reversed(output) if line), "")

@@ -86,7 +86,7 @@ def detect_noise(
     Unlabelled samples have rows as all others: the models are asked about them, and learn nothing
     from them.
     """
-    from stages.noise.folds import Ensemble, cross_validate
+    from stages.noise.folds import CrossValidation, cross_validate
     from stages.noise.issues import find_issues
 
     train = split_view(base, "train")
@@ -95,7 +95,7 @@ def detect_noise(
     result = cross_validate(
         train,
         np.asarray(base.images[base.samples.loc[~in_training, "row"].to_numpy()]),
-        Ensemble(
+        CrossValidation(
             models=tuple(choices.models),
             folds=choices.folds,
             repeats=choices.repeats,

@@ -1,4 +1,4 @@
-"""`python -m stages.export`: a trained model as ONNX. No stage of the pipeline: it is run by hand."""
+"""Export a trained model as ONNX: `python -m stages.export`. No stage of the pipeline."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def default_name(model: str) -> str:
-    """What a model is called: the folder's name, or the one in the registry."""
+    """Return what a model is called: the folder's name, or the one in the registry."""
     if (registered := re.match(r"models:/([^/@]+)", model)) is not None:
         return registered[1]
     return Path(model).resolve().name

@@ -1,4 +1,4 @@
-"""Fetch: one set of the catalogue (`data/raw/dvc.yaml`) to `data/raw/<name>/`.
+"""Fetch one set of the catalogue (`data/raw/dvc.yaml`) to `data/raw/<name>/`.
 
 `digits` comes with scikit-learn and is written as PNG files in class folders; the others come
 through torchvision and are written as one `.npz` (see `sources/arrays.py` for what is in it).
@@ -78,7 +78,7 @@ def write_digits(folder: Path) -> None:
 
 
 def read_torchvision(name: str, root: Path, *, download: bool) -> dict[str, NDArray[Any]]:
-    """Both official splits of one of torchvision's sets, train first.
+    """Read both official splits of one of torchvision's sets, train first.
 
     Parameters
     ----------
@@ -98,33 +98,30 @@ def read_torchvision(name: str, root: Path, *, download: bool) -> dict[str, NDAr
     from torchvision import datasets
 
     kind = getattr(datasets, TORCHVISION[name])
-    waited = socket.getdefaulttimeout()
+    timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_NETWORK_SECONDS)
     try:
         # CIFAR-10's files are pickles, which torchvision opens only once their MD5 is the
         # published one.
-        parts = {split: kind(root, train=split == "train", download=download) for split in ("train", "test")}
+        splits = {split: kind(root, train=split == "train", download=download) for split in ("train", "test")}
     except (OSError, RuntimeError, ValueError) as error:
         raise WinnowError(_by_hand(name, kind, root, download, error)) from error
     finally:
-        socket.setdefaulttimeout(waited)
-    images = [_with_channels(np.asarray(part.data)) for part in parts.values()]
-    counts = [len(part) for part in images]
+        socket.setdefaulttimeout(timeout)
+    arrays = [np.asarray(split.data) for split in splits.values()]
+    images = [array[..., np.newaxis] if array.ndim == 3 else array for array in arrays]
+    counts = [len(array) for array in images]
     return {
         "images": np.concatenate(images),
-        "labels": np.concatenate([np.asarray(part.targets, dtype=np.int64) for part in parts.values()]),
-        "split": np.repeat(np.array(list(parts)), counts),
+        "labels": np.concatenate([np.asarray(split.targets, dtype=np.int64) for split in splits.values()]),
+        "split": np.repeat(np.array(list(splits)), counts),
         # MNIST's classes are called "0 - zero" and so on.
-        "classes": np.array([str(label).split(" - ")[0] for label in parts["train"].classes]),
+        "classes": np.array([str(label).split(" - ")[0] for label in splits["train"].classes]),
     }
 
 
-def _with_channels(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return images[..., np.newaxis] if images.ndim == 3 else images
-
-
 def _by_hand(name: str, kind: Any, root: Path, download: bool, error: Exception) -> str:
-    """What failed, and how to bring the files without a network."""
+    """Say what failed, and how to bring the files without a network."""
     if name == "cifar10":
         where, files = "FOLDER", f"{kind.url} unpacked"
     else:

@@ -27,12 +27,12 @@ from stages.dataset.base import (
 from stages.dataset.files import new_folder, write_json
 from stages.errors import WinnowError
 from stages.learning.adapting import Phase, adapt_batch_norm, phases, second_scores, transfer
+from stages.learning.calibration import calibrate
 from stages.learning.loop import Fit, history_rows
 from stages.learning.models import Classifier, member_seed, members_of, model_spec
 from stages.learning.names import LOSSES
 from stages.learning.networks.layers import Layers, ModelSpec, Preprocessing
 from stages.learning.networks.zoo import stages_of
-from stages.learning.prediction import calibrate
 from stages.learning.pretrained import backbone_from, pretrained_backbone
 from stages.learning.recipe import Recipe, steps_per_epoch
 from stages.learning.splitting import mean_history

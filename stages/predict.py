@@ -1,4 +1,4 @@
-"""`python -m stages.predict FOLDER`: what a trained model says of a folder of images, as a CSV.
+"""Classify a folder of images by a trained model, into a CSV: `python -m stages.predict FOLDER`.
 
 No stage of the pipeline: it reads a model and images, writes one file, and tells DVC and MLflow nothing.
 """
@@ -67,11 +67,13 @@ def main(argv: list[str] | None = None) -> None:
         out: Path = options.out
         if out.is_dir():
             raise WinnowError(f"--out {out} is a folder: name a file in it")
-        tree = _tree(options.folder)
-        own = {path.resolve() for path in (out, out.with_name(out.name + ".partial"))}
+        if not options.folder.is_dir():
+            raise WinnowError(f"{options.folder} is not a folder: name one with images in it")
+        tree = FolderTree(options.folder)
+        ignored = {path.resolve() for path in (out, out.with_name(out.name + ".partial"))}
         with new_file(out) as file:
             done, failed = write_predictions(
-                file, tree, model, options.batch_size, options.device, options.test_time, own
+                file, tree, model, options.batch_size, options.device, options.test_time, ignored
             )
             if not done and not failed:
                 raise WinnowError(f"{options.folder} holds no files")
@@ -87,50 +89,51 @@ def write_predictions(
     batch_size: int,
     device: Device,
     test_time: TestTime,
-    own: frozenset[Path] | set[Path] = frozenset(),
+    ignored: frozenset[Path] | set[Path] = frozenset(),
 ) -> tuple[int, int]:
     """Classify all files of `tree` and write the table to `path`, a batch at a time.
 
     Parameters
     ----------
-    own : files that are not looked at, since this writes them; resolved
+    ignored : files that are not looked at, since this writes them; resolved
 
     Returns
     -------
     How many files were classified, and how many could not be read.
     """
     root = Path(tree.shown).resolve()
-    names = (name for name in tree.walk() if root / name not in own)
+    names = (name for name in tree.walk() if root / name not in ignored)
     done = failed = 0
     with (
         path.open("w", encoding="utf-8", newline="") as file,
         tqdm(total=tree.count(), desc="predict", unit="img", mininterval=0.5) as progress,
     ):
-        for batch in _batches(read_ahead(tree, names, model.spec, 2 * batch_size), batch_size):
+        items = read_ahead(tree, names, model.spec, 2 * batch_size)
+        while batch := list(itertools.islice(items, batch_size)):
             table = classify(batch, model, device, test_time)
             table.to_csv(file, header=not done + failed, index=False, float_format="%.6g")
             unread = int((table["error"] != "").sum())
             done, failed = done + len(table) - unread, failed + unread
             progress.update(len(table))
-        closed = [Read(row.path, None, f"{row.reason}: {row.detail}") for row in tree.refused]
-        if closed:
-            classify(closed, model, device, test_time).to_csv(file, header=not done + failed, index=False)
-    return done, failed + len(closed)
+        refused = [Read(row.path, None, f"{row.reason}: {row.detail}") for row in tree.refused]
+        if refused:
+            classify(refused, model, device, test_time).to_csv(file, header=not done + failed, index=False)
+    return done, failed + len(refused)
 
 
 def classify(batch: list[Read], model: Classifier, device: Device, test_time: TestTime) -> pd.DataFrame:
-    """A row for each file in `batch`: `file`, `label`, `confidence`, `p_<class>`, `error`."""
+    """Make a row for each file in `batch`: `file`, `label`, `confidence`, `p_<class>`, `error`."""
     from stages.learning.prediction import predict
 
     classes = model.spec.classes
     table = pd.DataFrame({"file": [printable(item.name) for item in batch]})
     pixels = [item.pixels for item in batch if item.pixels is not None]
-    there = np.array([item.pixels is not None for item in batch])
+    readable = np.array([item.pixels is not None for item in batch])
     labels = np.full(len(batch), "", object)
     probabilities = np.full((len(batch), len(classes)), np.nan, np.float32)
     if pixels:
-        probabilities[there], _ = predict(model, np.stack(pixels), device, views=test_time)
-        labels[there] = np.asarray(classes, object)[probabilities[there].argmax(1)]
+        probabilities[readable], _ = predict(model, np.stack(pixels), device, views=test_time)
+        labels[readable] = np.asarray(classes, object)[probabilities[readable].argmax(1)]
     table["label"] = labels
     table["confidence"] = probabilities.max(1)
     named = pd.DataFrame(probabilities, columns=[f"p_{name}" for name in classes])
@@ -138,7 +141,7 @@ def classify(batch: list[Read], model: Classifier, device: Device, test_time: Te
 
 
 def read_ahead(tree: FolderTree, names: Iterable[str], spec: ModelSpec, window: int) -> Iterator[Read]:
-    """The files of these names in this order, read by threads; at most `window` are in memory.
+    """Read the files of these names in this order, by threads; at most `window` are in memory.
 
     Decoders let other threads go on, and while the model computes, the next files are read.
     """
@@ -167,17 +170,6 @@ def read_ahead(tree: FolderTree, names: Iterable[str], spec: ModelSpec, window: 
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def _batches(items: Iterator[Read], size: int) -> Iterator[list[Read]]:
-    while batch := list(itertools.islice(items, size)):
-        yield batch
-
-
-def _tree(folder: Path) -> FolderTree:
-    if not folder.is_dir():
-        raise WinnowError(f"{folder} is not a folder: name one with images in it")
-    return FolderTree(folder)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -28,6 +28,7 @@ from stages.dataset.base import (
 from stages.dataset.base import SYNTHETIC as SYNTHETIC_DELTA
 from stages.dataset.files import new_folder, write_json
 from stages.errors import WinnowError
+from stages.learning.calibration import Calibration, calibrate
 from stages.learning.loop import Fit, fit
 from stages.learning.losses import cap_made
 from stages.learning.metrics import fold_means, scores_of
@@ -35,7 +36,7 @@ from stages.learning.models import Ensemble, build_model, member_seed, model_spe
 from stages.learning.names import Device
 from stages.learning.networks.layers import Layers, ModelSpec, Preprocessing
 from stages.learning.parallel import joined
-from stages.learning.prediction import Calibration, calibrate, predict
+from stages.learning.prediction import predict
 from stages.learning.recipe import Recipe, steps_per_epoch
 from stages.learning.splitting import Share, fold_shares, mean_history
 from stages.learning.store import save_model

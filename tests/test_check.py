@@ -71,7 +71,7 @@ def test_a_source_of_ones_own_has_to_be_there(catalogue: Path, make_params: Make
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
 def test_a_device_that_is_not_there_is_said_before_anything_runs(catalogue: Path, make_params: Make) -> None:
-    with pytest.raises(WinnowError, match=r"device = 'cuda': this machine has none"):
+    with pytest.raises(WinnowError, match=r"device = 'cuda', but this machine has none"):
         check_params(make_params({"device": "cuda"}))
 
 

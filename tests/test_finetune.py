@@ -9,9 +9,9 @@ import torch
 from stages import finetune
 from stages.dataset.base import Dataset, write_dataset
 from stages.dataset.files import new_folder, write_table
+from stages.learning.calibration import Calibration
 from stages.learning.models import build_model, members_of
 from stages.learning.networks.layers import ModelSpec
-from stages.learning.prediction import Calibration
 from stages.learning.store import load_model, save_model
 from stages.workflow.models import Registered
 

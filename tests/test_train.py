@@ -9,9 +9,9 @@ from stages.dataset.base import Dataset, empty_delta, read_ledger, split_view, t
 from stages.dataset.files import new_folder, write_table
 from stages.dataset.ids import derived_id
 from stages.errors import WinnowError
+from stages.learning.calibration import Calibration
 from stages.learning.loop import Fit
 from stages.learning.models import members_of
-from stages.learning.prediction import Calibration
 from stages.learning.splitting import Share
 from stages.learning.store import load_model
 

@@ -187,11 +187,11 @@ class Chain:
         return self.place.is_dir() and any(self.place.rglob("*.part"))
 
     def _cross_validate(self) -> Any:
-        from stages.noise.folds import Ensemble, cross_validate
+        from stages.noise.folds import CrossValidation, cross_validate
 
         settings = self.settings
         noise = load_params(ROOT / PARAMS_FILE).detect_noise
-        ensemble = Ensemble(
+        ensemble = CrossValidation(
             settings.fold_models,
             settings.folds,
             settings.repeats,

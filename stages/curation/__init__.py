@@ -1,1 +1,1 @@
-"""What is done about each sample: policies, people's reviews, and the ledger that records every decision."""
+"""Decide about each sample: policies, people's reviews, and the ledger that records every decision."""

@@ -1,6 +1,6 @@
-"""The ledger: for every sample what is done, by whom, and why; and what comes of it, counted.
+"""Build the ledger: for every sample what is done, by whom, and why; and count what comes of it.
 
-Labels in conflict: what was claimed, what to suggest, and where a sample returns to.
+Labels in conflict are part of it: what was claimed, what to suggest, and where a sample returns to.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stages.curation.policy import (
     ACTIONS,
     NONE,
     Policy,
-    Verdicts,
+    PolicyActions,
     Why,
     decide,
     protect_classes,
@@ -31,23 +31,23 @@ FOR_REVIEW = "for review"  # the end of the reason of what a person should look 
 
 
 def conflict_reasons(conflicts: pd.DataFrame) -> pd.Series:
-    """By `sample_id`, which labels are in conflict, in words.
+    """Say for each disputed sample which labels are in conflict, by `sample_id`.
 
     Parameters
     ----------
     conflicts : `dataset.CONFLICT_COLUMNS`
     """
-    return conflicts.groupby("sample_id")["label"].agg(_name_labels).astype("str")
 
+    def reason(labels: pd.Series) -> str:
+        names = sorted(set(labels.astype(str)))
+        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        return f"conflicting_labels: {', '.join(names[:_MOST_NAMED])}{more}; {FOR_REVIEW}"
 
-def _name_labels(labels: pd.Series) -> str:
-    names = sorted(set(labels.astype(str)))
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return f"conflicting_labels: {', '.join(names[:_MOST_NAMED])}{more}; for review"
+    return conflicts.groupby("sample_id")["label"].agg(reason).astype("str")
 
 
 def frozen_splits(conflicts: pd.DataFrame) -> dict[str, str]:
-    """The split that each disputed sample was frozen in, by its id; nothing of those that were not.
+    """Return the split that each disputed sample was frozen in, by its id, where it was.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def build_ledger(
     ----------
     samples : `SAMPLE_COLUMNS`
     issues : one row a sample in the same order, as `noise.issues` makes them
-    reviews : as `review.reviews.read_reviews` gives them; at most one row a sample
+    reviews : as `reviews.read_reviews` gives them; at most one row a sample
     conflicts : `dataset.CONFLICT_COLUMNS`
 
     Returns
@@ -144,27 +144,29 @@ def build_ledger(
     if not np.array_equal(samples["sample_id"], issues["sample_id"]):
         raise ValueError("issues are of other samples, or in another order")
     position = pd.Index(samples["sample_id"]).get_indexer(pd.Index(reviews["sample_id"]))
-    there = reviews[position >= 0].assign(row=position[position >= 0])
+    matched = reviews[position >= 0].assign(row=position[position >= 0])
     reviewed = np.full(len(samples), NONE, np.int8)
-    reviewed[there["row"]] = [ACTIONS.index(decision) for decision in there["decision"]]
+    reviewed[matched["row"]] = [ACTIONS.index(decision) for decision in matched["decision"]]
     rare = samples["label"].isin(rare_classes(issues, policy.rare_below)).to_numpy()
-    verdicts = decide(issues, policy, rare, reviewed)
-    ledger = _write(samples, issues, verdicts, policy)
+    decided = decide(issues, policy, rare, reviewed)
+    ledger = _write(samples, issues, decided, policy)
     _explain_missing_labels(ledger, conflicts, issues["label_score"])
-    _apply_reviews(ledger, there, frozen_splits(conflicts), issues["label_score"])
+    _apply_reviews(ledger, matched, frozen_splits(conflicts), issues["label_score"])
     protect_classes(ledger, policy)
     return ledger[LEDGER_COLUMNS], [str(name) for name in reviews["sample_id"][position < 0]]
 
 
-def _write(samples: pd.DataFrame, issues: pd.DataFrame, verdicts: Verdicts, policy: Policy) -> pd.DataFrame:
-    """The verdicts as a ledger, with the name of the deciding `kind` (empty for none) besides."""
-    action = np.asarray(ACTIONS, dtype=object)[verdicts.action]
+def _write(
+    samples: pd.DataFrame, issues: pd.DataFrame, decided: PolicyActions, policy: Policy
+) -> pd.DataFrame:
+    """Write the policies' actions as a ledger, with the deciding `kind` (empty for none) besides."""
+    action = np.asarray(ACTIONS, dtype=object)[decided.action]
     weights = {"keep": 1.0, "reweight": policy.reweight_to, "relabel": 1.0, "drop": 0.0}
     label = np.where(action == "relabel", issues["suggested_label"].to_numpy(object), samples["label"])
     score = issues["label_score"].to_numpy(np.float64, copy=True)
-    for number in np.unique(verdicts.kind[verdicts.kind != NONE]):
-        decided = verdicts.kind == number
-        score[decided] = issues[score_column(KINDS[number])].to_numpy(np.float64)[decided]
+    for number in np.unique(decided.kind[decided.kind != NONE]):
+        rows = decided.kind == number
+        score[rows] = issues[score_column(KINDS[number])].to_numpy(np.float64)[rows]
     reasons = [[_reason(kind, why, policy) for why in Why] for kind in KINDS]
     reasons.append([""] * len(Why))  # `NONE`, as the index from behind
     return pd.DataFrame(
@@ -174,11 +176,11 @@ def _write(samples: pd.DataFrame, issues: pd.DataFrame, verdicts: Verdicts, poli
             "given_label": samples["label"].to_numpy(),
             "label": pd.array(label, dtype=samples["label"].dtype),
             "action": pd.array(action, dtype="str"),
-            "weight": np.array([weights[name] for name in ACTIONS])[verdicts.action],
+            "weight": np.array([weights[name] for name in ACTIONS])[decided.action],
             "score": score,
-            "reason": pd.array(np.array(reasons, dtype=object)[verdicts.kind, verdicts.why], dtype="str"),
+            "reason": pd.array(np.array(reasons, dtype=object)[decided.kind, decided.why], dtype="str"),
             "decided_by": "policy",
-            "kind": pd.array(np.array([*KINDS, ""], dtype=object)[verdicts.kind], dtype="str"),
+            "kind": pd.array(np.array([*KINDS, ""], dtype=object)[decided.kind], dtype="str"),
         }
     )
 
@@ -238,7 +240,7 @@ def _apply_reviews(
 
 
 def count_unlabeled(samples: pd.DataFrame, ledger: pd.DataFrame) -> dict[str, int]:
-    """Unlabelled samples as ingested, and what reviewers did: gave a label, or dropped. Empty if none.
+    """Count the unlabelled samples as ingested, and those that reviewers labelled or dropped; empty if none.
 
     With a label they are in whatever split the ledger says.
 
@@ -257,7 +259,7 @@ def count_unlabeled(samples: pd.DataFrame, ledger: pd.DataFrame) -> dict[str, in
 
 
 def changes_by_class(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Counts of the training split: a row a given class, a column an action, and what it has now.
+    """Count the training split: a row a given class, a column an action, and the size that it has now.
 
     Samples that had no label and were given one by a reviewer count in `curated` alone.
     """
@@ -273,7 +275,7 @@ def changes_by_class(ledger: pd.DataFrame) -> pd.DataFrame:
 
 
 def explain(ledger: pd.DataFrame) -> pd.DataFrame:
-    """What stands behind each row of a ledger, read from its reason.
+    """Read from each row's reason which kind of issue and which protection are behind it.
 
     Returns
     -------
@@ -299,7 +301,7 @@ def explain(ledger: pd.DataFrame) -> pd.DataFrame:
 
 
 def changes_by_reason(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Counts of every split, of samples with a reason: a row a combination that there is.
+    """Count the samples with a reason in every split, a row for each combination that occurs.
 
     Returns
     -------
@@ -315,7 +317,7 @@ def changes_by_reason(ledger: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarise(reasons: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Counts over all classes.
+    """Add up the counts over all classes.
 
     Parameters
     ----------
@@ -330,13 +332,13 @@ def summarise(reasons: pd.DataFrame) -> dict[str, dict[str, Any]]:
     training = reasons[reasons["split"] == "train"]
     outside = reasons[(reasons["split"] != "train") & (reasons["kind"] == "label_error")]
     actions = training.groupby(["kind", "action"], sort=True)["samples"].sum()
-    kept = training.groupby("protection")["samples"].sum().reindex(list(PROTECTIONS), fill_value=0)
+    protections = training.groupby("protection")["samples"].sum().reindex(list(PROTECTIONS), fill_value=0)
     kinds: dict[str, dict[str, int]] = {}
     for (kind, action), count in actions.items():
         kinds.setdefault(str(kind), {})[str(action)] = int(count)
     return {
         "kinds": kinds,
-        "protection": {str(name): int(count) for name, count in kept.items()},
+        "protection": {str(name): int(count) for name, count in protections.items()},
         "outside_training": {
             str(name): int(count) for name, count in outside.groupby("split")["samples"].sum().items()
         },

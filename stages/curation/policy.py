@@ -1,6 +1,6 @@
-"""What the policies say about each sample that has an issue: for each kind an action, by confidence.
+"""Decide by policy about each sample that has an issue, and limit what policies may take from a class.
 
-How far policies may go: what they may take from a class, and which classes are rare.
+For each kind of issue a policy names an action and the confidence that it needs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _EVIDENCE = [
 
 @dataclass(frozen=True)
 class KindPolicy:
-    """What is done about one kind of issue.
+    """The policy for one kind of issue.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class KindPolicy:
 
 @dataclass(frozen=True)
 class Policy:
-    """What is done about each kind of issue, and how far it may go; section `curate` of params.yaml.
+    """The policy for each kind of issue, and how far it may go; section `curate` of params.yaml.
 
     Attributes
     ----------
@@ -62,7 +62,7 @@ class Policy:
     min_per_class : no policy leaves a class with fewer training samples
     max_lost_per_class : share of a class's given training labels that may be dropped or relabelled in
         all; what reviewers do counts, and is never taken back
-    rare_below, rare_confidence : in a class that is rare (`protection.rare_classes`) every action
+    rare_below, rare_confidence : in a class that is rare (`rare_classes`) every action
         but `keep` needs this confidence
     """
 
@@ -76,7 +76,7 @@ class Policy:
 
 
 class Why(IntEnum):
-    """Why a kind of issue leads to its action."""
+    """The reason why a kind of issue leads to its action."""
 
     NOTHING = 0  # there is no issue
     KEPT = 1  # the policy keeps this kind
@@ -88,8 +88,8 @@ class Why(IntEnum):
 
 
 @dataclass(frozen=True)
-class Verdicts:
-    """What policies decide about N samples.
+class PolicyActions:
+    """The actions that policies take on N samples.
 
     Attributes
     ----------
@@ -102,12 +102,12 @@ class Verdicts:
     why: NDArray[np.int8]
 
     @classmethod
-    def none(cls, count: int) -> Verdicts:
-        """Verdicts on samples that have no issue yet."""
+    def none(cls, count: int) -> PolicyActions:
+        """Return the actions on samples that have no issue yet."""
         return cls(np.full(count, _KEEP, np.int8), np.full(count, NONE, np.int8), np.zeros(count, np.int8))
 
     def add(self, kind: int, at: NDArray[np.intp], action: NDArray[np.int8], why: NDArray[np.int8]) -> None:
-        """Let one kind's action hold where it is stronger than what holds there: the first kind wins a tie.
+        """Replace weaker actions by those of another kind of issue; in a tie the earlier kind holds.
 
         Of two that keep a sample, the one that asks for review holds.
         """
@@ -126,8 +126,8 @@ def decide(
     policy: Policy,
     rare: NDArray[np.bool_],
     reviewed: NDArray[np.int8] | None = None,
-) -> Verdicts:
-    """The policies' verdict on every sample.
+) -> PolicyActions:
+    """Return the policies' action on every sample.
 
     Policies act on the training split alone. Where several kinds of issue are found in one sample,
     the strongest action holds: drop, relabel, reweight, keep; of kinds that ask for the same, the
@@ -140,9 +140,9 @@ def decide(
     policy : see `Policy`
     rare : bool, N; whether the sample's given class is rare
     reviewed : int8, N; the index in `ACTIONS` of what a reviewer decided, `NONE` where nobody did.
-        It settles which of a set of near-duplicates is left; the verdict itself does not change
+        It settles which of a set of near-duplicates is left; the policies' action itself does not change
     """
-    verdicts = Verdicts.none(len(issues))
+    decided = PolicyActions.none(len(issues))
     reviewed = np.full(len(issues), NONE, np.int8) if reviewed is None else reviewed
     others = [number for number in range(len(KINDS)) if number != _NEAR_DUPLICATE]
     for number in [*others, _NEAR_DUPLICATE]:
@@ -151,17 +151,17 @@ def decide(
         flagged = issues[list(dict.fromkeys([*_EVIDENCE, score_column(kind)]))].iloc[at]
         action, why = _judge(flagged, kind, policy, rare[at])
         if number == _NEAR_DUPLICATE:
-            left = np.where(reviewed == NONE, verdicts.action, reviewed)[at]
+            left = np.where(reviewed == NONE, decided.action, reviewed)[at]
             best = _best_of_sets(flagged, left, reviewed[at], acted=action != _KEEP)
             action[best], why[best] = _KEEP, Why.BEST
-        verdicts.add(number, at, action, why)
-    return verdicts
+        decided.add(number, at, action, why)
+    return decided
 
 
 def _judge(
     flagged: pd.DataFrame, kind: str, policy: Policy, rare: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
-    """Action and `Why` of samples that all have an issue of this kind."""
+    """Return action and `Why` of samples that all have an issue of this kind."""
     rule = policy.kinds.get(kind, KindPolicy("keep", 0.0, "keep"))
     action = np.full(len(flagged), _KEEP, np.int8)
     why = np.full(len(flagged), Why.KEPT, np.int8)
@@ -181,7 +181,7 @@ def _judge(
 
 
 def _certainty(flagged: pd.DataFrame, kind: str) -> NDArray[np.float64]:
-    """How sure it is, 0 to 1, that a sample of a rare class has the issue.
+    """Return how sure it is, 0 to 1, that a sample of a rare class has the issue.
 
     A model that has seen few examples of a class gives all of them a low probability, the good ones
     too, and with many classes any label has one. What tells a wrong label is that another class is
@@ -200,7 +200,7 @@ def _best_of_sets(
     reviewed: NDArray[np.int8],
     acted: NDArray[np.bool_],
 ) -> NDArray[np.intp]:
-    """Positions of the sample of each set that stays; none where other issues or reviewers drop them all.
+    """Return the position of each set's sample that stays; none of a set that others drop whole.
 
     A sample that a reviewer left in comes first, then what keeps its label, then the likeliest label.
     """
@@ -232,7 +232,7 @@ def check_kinds(issues: pd.DataFrame) -> None:
 
 
 def rare_classes(issues: pd.DataFrame, rare_below: float) -> list[str]:
-    """The classes with few training images, by name.
+    """Name the classes with few training images.
 
     Only labels that are not suspected count. Noise flows from the common classes into the rare ones:
     with 20 % wrong labels at 10:1 the rarest class has three times as many labels as images, and a
@@ -277,13 +277,13 @@ def protect_classes(ledger: pd.DataFrame, policy: Policy) -> None:
 
 
 def _gone(ledger: pd.DataFrame, training: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """What has lost its given label or its place, whoever decided; a new label may be the given one."""
+    """Flag what has lost its given label or its place, whoever decided; a new label may be the given one."""
     relabelled = (ledger["action"] == "relabel") & (ledger["label"] != ledger["given_label"])
     return training & ((ledger["action"] == "drop") | relabelled).to_numpy()
 
 
 def _lost(ledger: pd.DataFrame, training: NDArray[np.bool_]) -> pd.DataFrame:
-    """What policies drop or relabel, with its place in the order in which its class takes it back."""
+    """Return what policies drop or relabel, with its place in the order in which its class takes it back."""
     where = _gone(ledger, training) & (ledger["decided_by"] == "policy").to_numpy()
     lost = ledger.loc[where, ["sample_id", "given_label", "action", "score"]]
     lost = lost.sort_values(["action", "score", "sample_id"], ascending=[True, False, True])
@@ -291,7 +291,7 @@ def _lost(ledger: pd.DataFrame, training: NDArray[np.bool_]) -> pd.DataFrame:
 
 
 def _take_back(ledger: pd.DataFrame, lost: pd.DataFrame, wanted: pd.Series, protection: str) -> int:
-    """Keep as many of `lost` as each class wants (a number by class name, 0 or less for none); how many."""
+    """Keep as many of `lost` as each class wants (a number by class name), and count them."""
     if lost.empty:
         return 0
     back = lost.index[(lost["turn"] < lost["given_label"].map(wanted)).to_numpy()]
@@ -303,5 +303,5 @@ def _take_back(ledger: pd.DataFrame, lost: pd.DataFrame, wanted: pd.Series, prot
 
 
 def protected(protection: str) -> str:
-    """The end of the reason of a sample that a protection keeps."""
+    """Return the end of the reason of a sample that a protection keeps."""
     return f", but {PROTECTIONS[protection]}: for review"

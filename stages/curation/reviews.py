@@ -1,4 +1,4 @@
-"""Reading `data/reviews.csv`: the decisions that people made by hand, and which sample each is about."""
+"""Read `data/reviews.csv`: the decisions that people made by hand, and which sample each is about."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COPY_COLUMNS = ["sample_id", "kept_id"]
 
 
 def read_reviews(path: Path, classes: Collection[str]) -> pd.DataFrame:
-    """The last decision on each sample, as a table with `COLUMNS`.
+    """Return the last decision on each sample, as a table with `COLUMNS`.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def read_reviews(path: Path, classes: Collection[str]) -> pd.DataFrame:
 
 
 def read_duplicates(folder: Path = REPORTS / "ingest") -> pd.DataFrame:
-    """`sample_id` and `kept_id` of the copies that `ingest` collapsed; no rows where it has not run."""
+    """Read `sample_id` and `kept_id` of the copies that `ingest` collapsed; no rows before it has run."""
     path = folder / "duplicates.parquet"
     if path.is_file():
         return pd.read_parquet(path, columns=_COPY_COLUMNS)
@@ -74,17 +74,17 @@ def follow_copies(reviews: pd.DataFrame, sample_ids: pd.Series, duplicates: pd.D
     copies = duplicates[duplicates["sample_id"].isin(reviews["sample_id"])]
     if copies.empty:
         return reviews
-    there = set(sample_ids[sample_ids.isin(copies["sample_id"]) | sample_ids.isin(copies["kept_id"])])
+    present = set(sample_ids[sample_ids.isin(copies["sample_id"]) | sample_ids.isin(copies["kept_id"])])
     pairs = zip(copies["sample_id"], copies["kept_id"], strict=True)
-    kept = {copy: name for copy, name in pairs if copy not in there and name in there}
-    moved = reviews.assign(sample_id=[kept.get(name, name) for name in reviews["sample_id"]])
+    replaced_by = {copy: name for copy, name in pairs if copy not in present and name in present}
+    moved = reviews.assign(sample_id=[replaced_by.get(name, name) for name in reviews["sample_id"]])
     times = [moment(decided_at) for decided_at in moved["decided_at"]]
     moved = moved.iloc[sorted(range(len(times)), key=times.__getitem__)]
     return moved.drop_duplicates("sample_id", keep="last").reset_index(drop=True)
 
 
 def moment(decided_at: str) -> datetime:
-    """An ISO 8601 time; in UTC where it names no zone. A ValueError for anything else."""
+    """Parse an ISO 8601 time, in UTC where it names no zone; anything else is a ValueError."""
     when = datetime.fromisoformat(decided_at)
     return when if when.tzinfo else when.replace(tzinfo=UTC)
 

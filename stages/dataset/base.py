@@ -1,4 +1,4 @@
-"""The data contract as code: one immutable base, small tables and deltas laid over it.
+"""Define the data contract as code: one immutable base, small tables and deltas laid over it.
 
 Pixels are written once, by ``ingest``. What is decided later about a sample is a row in a table
 (``ledger.parquet``), what is made later is a delta (``images.npy`` + ``samples.parquet``). The
@@ -61,7 +61,7 @@ _GATHERED = 4096  # images that are picked out of a file at once
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images and their table; the base where `classes` is the ingested one, else a delta.
+    """The images and their table; the base where `classes` is the ingested one, else a delta.
 
     Attributes
     ----------
@@ -80,14 +80,14 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels."""
+        """Return height, width and channels."""
         _, height, width, channels = self.images.shape
         return height, width, channels
 
 
 @dataclass(frozen=True)
 class View:
-    """What a model is trained or scored on: pixels in memory, integer labels, weights.
+    """The samples that a model is trained or scored on: pixels in memory, integer labels, weights.
 
     Attributes
     ----------
@@ -113,7 +113,7 @@ class View:
         return len(self.labels)
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> View:
-        """Some of the samples, in the order asked for."""
+        """Return the samples of these rows, in the order asked for."""
         second = self.second_labels
         return replace(
             self,
@@ -126,12 +126,12 @@ class View:
 
     @property
     def class_counts(self) -> NDArray[np.int64]:
-        """Images of each class, in index order."""
+        """Count the images of each class, in index order."""
         return np.bincount(self.labels, minlength=len(self.classes)).astype(np.int64)
 
 
 def label_indices(labels: Sequence[str] | pd.Series, classes: list[str]) -> NDArray[np.int64]:
-    """Class names as indices; a name that is not in `classes` is a ValueError."""
+    """Return class names as indices; a name that is not in `classes` is a ValueError."""
     index = pd.Index(classes).get_indexer(pd.Index(labels))
     if (index < 0).any():
         unknown = sorted({str(name) for name, i in zip(labels, index, strict=True) if i < 0})
@@ -151,12 +151,12 @@ def read_dataset(folder: Path) -> Dataset:
 
 
 def read_ledger(folder: Path = CURATED) -> pd.DataFrame:
-    """The ledger: for every sample what was decided, by whom, and why."""
+    """Read the ledger: for every sample what was decided, by whom, and why."""
     return read_table(folder / "ledger.parquet")
 
 
 def read_conflicts(folder: Path = INGESTED) -> pd.DataFrame:
-    """`CONFLICT_COLUMNS`: the labels that equal images stood under; no rows where there are none."""
+    """Read the labels that equal images stood under, `CONFLICT_COLUMNS`; no rows without the file."""
     path = folder / "conflicts.parquet"
     if path.is_file():
         return read_table(path)
@@ -167,7 +167,7 @@ def read_conflicts(folder: Path = INGESTED) -> pd.DataFrame:
 
 
 def second_classes(samples: pd.DataFrame) -> list[str]:
-    """Class names of the column `second_label`, sorted; none where the table has no such column."""
+    """Return the classes of the column `second_label`, sorted; none where there is no such column."""
     if "second_label" not in samples:
         return []
     return sorted(set(samples["second_label"].dropna()))
@@ -182,7 +182,7 @@ def _second_labels(samples: pd.DataFrame, classes: list[str]) -> NDArray[np.int6
 
 
 def split_view(base: Dataset, split: Split, ledger: pd.DataFrame | None = None) -> View:
-    """The labelled samples of one split of the base, as ledger and reviewers left them.
+    """Return the labelled samples of one split of the base, as ledger and reviewers left them.
 
     Parameters
     ----------
@@ -196,13 +196,13 @@ def split_view(base: Dataset, split: Split, ledger: pd.DataFrame | None = None) 
 
 
 def _split_table(base: Dataset, split: Split, ledger: pd.DataFrame | None) -> pd.DataFrame:
-    """Rows of `split_view`, without their pixels."""
+    """Return the rows of `split_view`, without their pixels."""
     table = base.samples if ledger is None else _decided(base.samples, ledger)
     return table[(table["split"] == split).to_numpy(bool) & table["label"].notna().to_numpy()]
 
 
 def _view(base: Dataset, table: pd.DataFrame, images: NDArray[np.uint8]) -> View:
-    """Images, with what `table` says of each."""
+    """Make a view of images and the rows of their table."""
     second = second_classes(base.samples)
     return View(
         images=images,
@@ -216,7 +216,7 @@ def _view(base: Dataset, table: pd.DataFrame, images: NDArray[np.uint8]) -> View
 
 
 def _decided(samples: pd.DataFrame, ledger: pd.DataFrame) -> pd.DataFrame:
-    """`samples` less what was dropped, with split and label of the ledger and its weight multiplied in."""
+    """Return `samples` less the dropped ones, with the ledger's split and label, its weight multiplied in."""
     decisions = ledger.set_index("sample_id").loc[samples["sample_id"]]
     weights = samples["weight"].to_numpy(np.float64) * decisions["weight"].to_numpy(np.float64)
     table = samples.assign(
@@ -226,7 +226,7 @@ def _decided(samples: pd.DataFrame, ledger: pd.DataFrame) -> pd.DataFrame:
 
 
 def training_view(base: Dataset, ledger: pd.DataFrame | None = None, deltas: Sequence[Dataset] = ()) -> View:
-    """The training split of the base, decided by the ledger, with the deltas behind it.
+    """Return the training split of the base, decided by the ledger, with the deltas behind it.
 
     A sample's weight is the product of what source and ledger say, a made one's is its delta's;
     class weighting comes on top, in the training loop.
@@ -255,7 +255,7 @@ def training_view(base: Dataset, ledger: pd.DataFrame | None = None, deltas: Seq
 def _together(
     images: NDArray[np.uint8], rows: NDArray[np.int64], deltas: Sequence[NDArray[np.uint8]]
 ) -> NDArray[np.uint8]:
-    """Some rows of the base's images with those of deltas behind them, each copied once."""
+    """Copy rows of the base's images, with those of deltas behind them, once each."""
     together = np.empty((len(rows) + sum(map(len, deltas)), *images.shape[1:]), np.uint8)
     for start in range(0, len(rows), _GATHERED):
         part = rows[start : start + _GATHERED]
@@ -265,7 +265,7 @@ def _together(
 
 
 def _with_parents_second(made: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
-    """`made` with the `second_label` of their parents in `samples`, where those have one.
+    """Give made samples the `second_label` of their parents in `samples`, where those have one.
 
     Copies alone have their parent's: what is mixed of several images or generated is known by its class.
     """
@@ -277,7 +277,7 @@ def _with_parents_second(made: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFr
 
 
 def split_hash(base: Dataset, split: Split, ledger: pd.DataFrame | None = None) -> str:
-    """16 hex that name a split's samples and labels: models are compared only on equal ones."""
+    """Return 16 hex that name a split's samples and labels: models are compared only on equal ones."""
     table = _split_table(base, split, ledger)
     label_indices(table["label"], base.classes)  # refuses unknown names
     rows = sorted(
@@ -293,8 +293,8 @@ def refuse_own_output(source: Path) -> None:
     """Raise a WinnowError where a source is, holds, or lies in what the pipeline writes itself."""
     place = source.resolve()
     for output in OUTPUTS:
-        own = output.resolve()
-        if place == own or place in own.parents or own in place.parents:
+        target = output.resolve()
+        if place == target or place in target.parents or target in place.parents:
             raise WinnowError(
                 f"ingest.source = {str(source)!r}: the pipeline writes {output} and would replace it; put "
                 "the images into a folder of their own, such as data/raw/mine"
@@ -309,7 +309,7 @@ def write_dataset(folder: Path, dataset: Dataset) -> None:
 
 
 def empty_delta(base: Dataset) -> Dataset:
-    """A delta with nothing in it, for `base`."""
+    """Return a delta for `base` with nothing in it."""
     samples = pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in _DELTA_DTYPES.items()})
     return Dataset(np.zeros((0, *base.image_shape), np.uint8), samples, base.classes)
 

@@ -1,4 +1,4 @@
-"""The catalogue of public sets: the one place where problems may be planted."""
+"""Look up the catalogue of public sets, the only data where problems may be planted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stages.errors import WinnowError
 
 
 def catalogue_sets(path: Path) -> frozenset[str]:
-    """Names of the sets in a catalogue, a file with a mapping `stages`; none where there is no file.
+    """Return the names of the sets in a catalogue, the keys of its mapping `stages`; none without a file.
 
     Raises
     ------
@@ -32,7 +32,7 @@ def catalogue_sets(path: Path) -> frozenset[str]:
 
 
 def is_catalogue_set(source: Path, catalogue: Path) -> bool:
-    """Whether `source` is the folder of a set that the catalogue lists."""
+    """Tell whether `source` is the folder of a set that the catalogue lists."""
     return source.parent == catalogue.parent and source.name in catalogue_sets(catalogue)
 
 

@@ -1,4 +1,4 @@
-"""Finished parts of a long computation on disk, so that a killed run goes on with the next part."""
+"""Keep finished parts of a long computation on disk, so that a killed run goes on with the next one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stages.dataset.files import new_file
 
-Part = dict[str, NDArray[Any]]
+Arrays = dict[str, NDArray[Any]]
 T = TypeVar("T")
 _DIGEST_BYTES = 32
 _BLOCK = 1 << 20
@@ -40,19 +40,19 @@ class Checkpoints:
 
     @property
     def keeps(self) -> bool:
-        """Whether there is a folder to keep anything in."""
+        """Tell whether there is a folder to keep anything in."""
         return self._folder is not None
 
-    def read(self, number: int) -> Part | None:
-        """The part of that number; None where it is not there, or is damaged. Nothing is unpickled."""
+    def read(self, number: int) -> Arrays | None:
+        """Return the arrays of a part; None where it is not there or damaged. Nothing is unpickled."""
         return self.read_with(number, _arrays)
 
     def write(self, number: int, part: Mapping[str, NDArray[Any]]) -> None:
-        """Keep a finished part; a WinnowError where the disk refuses."""
+        """Keep the arrays of a finished part; a WinnowError where the disk refuses."""
         self.write_with(number, lambda file: np.savez(file, allow_pickle=False, **part))
 
     def read_with(self, number: int, reader: Callable[[BinaryIO], T]) -> T | None:
-        """What `reader` makes of the part of that number, which begins where the file then stands."""
+        """Return what `reader` makes of a part's file, which stands at the part's beginning; else None."""
         if self._folder is None:
             return None
         try:
@@ -77,14 +77,14 @@ class Checkpoints:
             file.write(digest)
 
     def _digest(self, number: int, file: BinaryIO) -> bytes:
-        """Of the key, the number, and the file from where it stands to its end."""
+        """Hash the key, the number, and the file from where it stands to its end."""
         digest = hashlib.sha256(f"{self._key} {number}\n".encode())
         while block := file.read(_BLOCK):
             digest.update(block)
         return digest.digest()
 
 
-def _arrays(file: BinaryIO) -> Part:
+def _arrays(file: BinaryIO) -> Arrays:
     with np.load(file, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
 

@@ -1,7 +1,4 @@
-"""Made images as a delta of the data contract.
-
-How many samples each class should gain: shared by augmentation and synthesis.
-"""
+"""Put made images into a delta of the data contract, and say how many each class should gain."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ Target = Literal["majority", "median"] | int
 
 
 def derived_ids(parent_ids: Sequence[str], methods: Sequence[str]) -> list[str]:
-    """Ids of made samples: those of one parent and method are numbered through, in their order."""
+    """Return ids of made samples: those of one parent and method are numbered through, in their order."""
     seen: Counter[tuple[str, str]] = Counter()
     ids = []
     for pair in zip(parent_ids, methods, strict=True):
@@ -40,7 +37,7 @@ def build_delta(
     weights: NDArray[np.float64],
     sample_ids: Sequence[str] | None = None,
 ) -> Dataset:
-    """A delta for `base`: a row an image, in their order.
+    """Make a delta for `base`: a row an image, in their order.
 
     Parameters
     ----------
@@ -75,7 +72,7 @@ def build_delta(
 
 @dataclass(frozen=True)
 class ClassTarget:
-    """How far a class is brought up.
+    """The size that a class is brought up to.
 
     Attributes
     ----------
@@ -94,7 +91,7 @@ def target_sizes(
     classes: Sequence[str] = (),
     per_class: Mapping[str, ClassTarget] | None = None,
 ) -> NDArray[np.int64]:
-    """The size that each class is brought up to, int64 K; `max_factor` may stop it earlier.
+    """Return the size that each class is brought up to, int64 K; `max_factor` may stop it earlier.
 
     Parameters
     ----------
@@ -119,8 +116,10 @@ def quotas(
     classes: Sequence[str] = (),
     per_class: Mapping[str, ClassTarget] | None = None,
 ) -> NDArray[np.int64]:
-    """Samples that each class should gain, int64 K: up to its target, and no more than `max_factor`
-    times the images that it has. A class without images gains none.
+    """Return how many samples each class should gain, int64 K.
+
+    Up to its target, and no more than `max_factor` times the images that it has. A class without images
+    gains none.
 
     Parameters and errors are those of `target_sizes`.
     """
@@ -133,12 +132,12 @@ def quotas(
 def _targets(
     count: int, default: ClassTarget, classes: Sequence[str], per_class: Mapping[str, ClassTarget] | None
 ) -> list[ClassTarget]:
-    own = per_class or {}
-    for name in own:
+    targets = per_class or {}
+    for name in targets:
         if name not in classes:
             known = ", ".join(classes[:20]) + (", …" if len(classes) > 20 else "")
             raise WinnowError(f"per_class names {name!r}, and there is no such class; there are {known}")
-    return [own.get(name, default) for name in classes] if own else [default] * count
+    return [targets.get(name, default) for name in classes] if targets else [default] * count
 
 
 def _size(counts: NDArray[np.int64], to: Target) -> int:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: tables, arrays, JSON, and folders of them.
+"""Read and write files that are there whole or not at all: tables, arrays, JSON, and folders of them.
 
 Written beside, then renamed. What cannot be read or written is one line that says what to do.
 """
@@ -32,7 +32,7 @@ _DISK = {
 
 
 def existing(path: Path) -> Path:
-    """`path`, or a WinnowError that says how to get what should be there."""
+    """Return `path`, or raise a WinnowError that says how to get the missing file."""
     if not path.exists():
         raise WinnowError(
             f"{path} is not there: run `dvc repro`, or `dvc checkout dvc.yaml` for the last good run's"
@@ -58,7 +58,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 @contextmanager
 def _disk_errors(path: Path) -> Iterator[None]:
-    """What the disk refuses is for the user to mend: one line."""
+    """Turn errors of the disk into a WinnowError of one line."""
     try:
         yield
     except OSError as error:
@@ -69,7 +69,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Write a folder beside, then rename: what is there is whole.
+    """Write a folder beside, then rename it into place.
 
     Yields the folder to write into. On success it takes the place of `path` (for a moment between
     the two neither is there), on an error it is removed and what stood at `path` stays.
@@ -90,7 +90,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Write a file beside, then rename: it is there whole or not at all."""
+    """Write a file beside, then rename it into place: it is there whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

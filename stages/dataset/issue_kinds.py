@@ -1,4 +1,4 @@
-"""The kinds of issue that a sample can have: their names, in words, and their columns; light, for all rooms.
+"""Name the kinds of issue that a sample can have, in words and as columns; light, for all rooms.
 
 `dvc.yaml` counts it to those stages alone that find issues, act on them or show them.
 """
@@ -41,10 +41,10 @@ PROTECTIONS = {
 
 
 def flag_column(kind: str) -> str:
-    """The column of `issues.parquet` that says whether a sample has this kind of issue."""
+    """Return the column of `issues.parquet` that tells whether a sample has this kind of issue."""
     return "is_label_issue" if kind == "label_error" else f"is_{kind}_issue"
 
 
 def score_column(kind: str) -> str:
-    """The column of `issues.parquet` with the kind's score, 0 to 1, low is bad."""
+    """Return the column of `issues.parquet` with the kind's score, 0 to 1, low is bad."""
     return "label_score" if kind == "label_error" else f"{kind}_score"

@@ -1,4 +1,4 @@
-"""Finding out which labels and images are wrong."""
+"""Find out which labels and images are wrong."""
 
 from stages.noise.labels import find_label_errors
 

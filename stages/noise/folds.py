@@ -1,6 +1,4 @@
-"""What the cross-validated ensemble is made of, and the digest of all that its figures follow from.
-
-Out-of-sample predicted probabilities by repeated stratified k-fold cross-validation.
+"""Compute out-of-sample predicted probabilities by repeated stratified k-fold cross-validation.
 
 Samples of one group (near-duplicates, a patient, a video) are always in the same fold: a model that
 saw the twin of an image would repeat the twin's label, and find no error in it.
@@ -9,7 +7,7 @@ saw the twin of an image would repeat the twin's label, and find no error in it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from stages.dataset.base import View
-from stages.dataset.checkpoints import Checkpoints, Part
+from stages.dataset.checkpoints import Arrays, Checkpoints
 from stages.errors import WinnowError
 from stages.learning import resume
 from stages.learning.loop import fit
@@ -36,15 +34,14 @@ from stages.learning.store import SPEC, read_spec
 _BACKBONE_LR_FACTOR = 0.1  # of pretrained weights, which a fresh head's rate would wash out
 _WEIGHTS = {".safetensors", ".pt", ".pth", ".bin"}
 
-# In stages/; tests/noise/test_folds_ensemble.py holds it against what folds.py imports.
-_CODE = ["dataset/checkpoints.py", "learning", "noise/folds.py"]
-
+# In stages/; tests/noise/test_cross_validation.py holds it against what this file imports.
+_CODE = (*resume.CODE, "noise/folds.py")
 _LIBRARIES = ("numpy", "scikit-learn", "torch", "torchvision")
 
 
 @dataclass(frozen=True)
-class Ensemble:
-    """Which models are trained on the folds, and how; everything but data, seed and device.
+class CrossValidation:
+    """The models that are trained on the folds, and how; everything but data, seed and device.
 
     Attributes
     ----------
@@ -73,7 +70,7 @@ class Ensemble:
 
     @property
     def pretrained_architecture(self) -> str | None:
-        """Which of `models` starts from the pretrained weights."""
+        """Name the one of `models` that starts from the pretrained weights; None without weights."""
         if self.pretrained is None:
             return None
         if _is_file(self.pretrained):
@@ -81,7 +78,7 @@ class Ensemble:
         return self.pretrained.partition(".")[0].removesuffix("_Weights").lower()
 
     def start(self, architecture: str, spec: ModelSpec, seed: int) -> Classifier:
-        """A model to train, around the pretrained backbone where that is of this architecture.
+        """Build a model to train, around the pretrained backbone where that is of this architecture.
 
         Raises
         ------
@@ -96,13 +93,19 @@ class Ensemble:
             if not _is_file(self.pretrained):
                 return pretrained_from_torchvision(self.pretrained, spec, seed=seed)[0]
             source = Path(self.pretrained)
-            _refuse_own_model(source, spec)
+            if source.is_dir():
+                raise WinnowError(f"{source} is a folder; name a file of weights")
+            if (source.parent / SPEC).is_file() and read_spec(source.parent).classes == spec.classes:
+                raise WinnowError(
+                    f"{source} was trained on these classes, and would repeat the labels it was shown; name "
+                    "weights that come from other data"
+                )
             return backbone_from(source, spec, architecture=architecture, seed=seed)[0]
         except WinnowError as error:
             raise WinnowError(f"detect_noise.pretrained: {error}") from error
 
     def check(self, spec: ModelSpec) -> None:
-        """Raise what `start` would, before hours of training."""
+        """Raise what `start` would raise, before hours of training."""
         if self.pretrained is None:
             return
         architecture = self.pretrained_architecture
@@ -114,7 +117,7 @@ class Ensemble:
         self.start(str(architecture), spec, 0)
 
     def recipe(self, samples: int, architecture: str) -> Recipe:
-        """How the project's training loop trains a member on so many samples."""
+        """Return the recipe by which the training loop trains a model on so many samples."""
         return Recipe(
             epochs=self.epochs,
             steps_per_epoch=steps_per_epoch(samples, self.batch_size),
@@ -130,47 +133,32 @@ def inputs_digest(
     train: View,
     others: NDArray[np.uint8],
     groups: NDArray[np.int64] | None,
-    ensemble: Ensemble,
+    cv: CrossValidation,
     *,
     seed: int,
     device: Device,
 ) -> str:
-    """64 hex that name all that the folds' figures follow from, to the bit.
+    """Return 64 hex that name all that the folds' figures follow from, to the bit.
 
-    Data, choices, seed, the code of this room and of the training loop, the libraries, and the
+    Data, options, seed, the code of this room and of the training loop, the libraries, and the
     machine's arithmetic: a fold that was computed from anything else is not this one's.
     """
+    files = resume.code_files(_CODE)
+    if cv.pretrained is not None and Path(cv.pretrained).is_file():
+        files.append(Path(cv.pretrained))
     arrays = (train.images, train.labels, train.weights, others, groups)
-    facts = [train.classes, asdict(ensemble), seed]
-    return resume.inputs_digest(
-        arrays, _files(ensemble.pretrained), facts, device=device, libraries=_LIBRARIES
-    )
+    facts = [train.classes, asdict(cv), seed]
+    return resume.inputs_digest(arrays, files, facts, device=device, libraries=_LIBRARIES)
 
 
 def _is_file(name: str) -> bool:
-    """Whether it means a file, there or not; torchvision's names have no slash and one dot."""
+    """Tell whether a name means a file, there or not; torchvision's have no slash and one dot."""
     return Path(name).exists() or "/" in name or Path(name).suffix in _WEIGHTS
 
 
-def _refuse_own_model(source: Path, spec: ModelSpec) -> None:
-    if source.is_dir():
-        raise WinnowError(f"{source} is a folder; name a file of weights")
-    if (source.parent / SPEC).is_file() and read_spec(source.parent).classes == spec.classes:
-        raise WinnowError(
-            f"{source} was trained on these classes, and would repeat the labels it was shown; name weights "
-            "that come from other data"
-        )
-
-
-def _files(pretrained: str | None) -> Iterable[Path]:
-    yield from resume.code_files(_CODE)
-    if pretrained is not None and Path(pretrained).is_file():
-        yield Path(pretrained)
-
-
 @dataclass(frozen=True)
-class CrossValidation:
-    """What the folds saw.
+class OutOfSample:
+    """Probabilities, votes and embeddings that cross-validation gives of every sample.
 
     Attributes
     ----------
@@ -198,19 +186,19 @@ class CrossValidation:
 def cross_validate(
     train: View,
     others: NDArray[np.uint8],
-    ensemble: Ensemble,
+    cv: CrossValidation,
     *,
     seed: int,
     groups: NDArray[np.object_] | None = None,
     device: Device = "auto",
     keep_in: Path | None = None,
     on_fold: Callable[[dict[str, float]], None] | None = None,
-) -> CrossValidation:
+) -> OutOfSample:
     """Train each member on all folds but one, and ask it about the rest.
 
     Averaging over repeats with other folds and other initial weights steadies the probabilities,
     which decides more about the label errors found than the rule does. With
-    `ensemble.downweight_suspects` it is done iteratively: each repeat weighs the labels it learns by
+    `cv.downweight_suspects` it is done iteratively: each repeat weighs the labels it learns by
     what the repeats before, none of which had learned them, found of each. A held-out sample's own
     label then still reaches its judge, faintly: the models that weighed the other samples had learned
     it. Nested cross-validation would shut that out at k times the cost and gains nothing: with 20 % of
@@ -221,7 +209,7 @@ def cross_validate(
     ----------
     train : the training split with its given labels; its weights count in the folds' losses
     others : uint8, M×H×W×C; images of the other splits, and the unlabelled ones
-    ensemble : what is trained on the folds, and how
+    cv : what is trained on the folds, and how
     seed : of folds, initial weights and batches
     groups : N names; samples of one name stay in one fold. Where all differ it is as without.
     keep_in : a folder for what is finished. A run that was killed goes on with the next fold, and
@@ -236,43 +224,43 @@ def cross_validate(
         pretrained weights cannot be had, or do not fit.
     """
     numbers = None if groups is None else np.unique(groups, return_inverse=True)[1]
-    spec = _spec(train, ensemble.models[0])
-    work = _Work(train, others, ensemble, spec, device)
-    plan = _plan(train, ensemble, numbers, seed)
-    ensemble.check(spec)
-    key = inputs_digest(train, others, numbers, ensemble, seed=seed, device=device) if keep_in else ""
-    kept = Checkpoints(keep_in, key)
+    spec = ModelSpec(cv.models[0], train.classes, train.images.shape[1:], *pixel_statistics(train.images))
+    trainer = _FoldTrainer(train, others, cv, spec, device)
+    plan = _plan(train, cv, numbers, seed)
+    cv.check(spec)
+    key = inputs_digest(train, others, numbers, cv, seed=seed, device=device) if keep_in else ""
+    checkpoints = Checkpoints(keep_in, key)
     sums = _Sums(len(train), len(others), len(train.classes))
     weights, repeat_before = train.weights, 0
     for number, (repeat, architecture, fold) in enumerate(plan, start=1):
         label = f"fold {number}/{len(plan)}"
-        if ensemble.downweight_suspects and repeat != repeat_before:
+        if cv.downweight_suspects and repeat != repeat_before:
             weights, repeat_before = train.weights * sums.plausibility(train.labels), repeat
-        part = kept.read(number)
-        if part is None:
+        outputs = checkpoints.read(number)
+        if outputs is None:
             model_seed = (seed + 1000 * number) % 2**32
-            part = work.train_fold(architecture, fold, weights, model_seed, label, embeddings=number == 1)
-            kept.write(number, part)
+            outputs = trainer.train(architecture, fold, weights, model_seed, label, embeddings=number == 1)
+            checkpoints.write(number, outputs)
         else:
             tqdm.write(f"{label}: kept from a run that did not end", file=sys.stderr)
-        sums.add(part, fold, train)
+        sums.add(outputs, fold, train)
         if on_fold is not None:
-            agreement = float((part["probs"].argmax(1) == train.labels[fold[1]]).mean())
-            on_fold({"epoch": number, "agreement": agreement, "train_loss": float(part["train_loss"])})
+            agreement = float((outputs["probs"].argmax(1) == train.labels[fold[1]]).mean())
+            on_fold({"epoch": number, "agreement": agreement, "train_loss": float(outputs["train_loss"])})
     return sums.means()
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What every fold needs."""
+class _FoldTrainer:
+    """Trains one model on all folds but one, and asks it about the rest."""
 
-    train: View
+    view: View
     others: NDArray[np.uint8]
-    ensemble: Ensemble
+    cv: CrossValidation
     spec: ModelSpec
     device: Device
 
-    def train_fold(
+    def train(
         self,
         architecture: str,
         fold: Fold,
@@ -281,33 +269,36 @@ class _Work:
         label: str,
         *,
         embeddings: bool,
-    ) -> Part:
-        """Train one model and ask it about what it did not see."""
+    ) -> Arrays:
+        """Train one model, and return what it says of the samples that it did not see."""
         inside, outside = fold
-        data = _subset(self.train, weights, inside)
-        model = self.ensemble.start(architecture, self.spec, seed)
-        recipe = self.ensemble.recipe(len(data), architecture)
+        view = self.view
+        data = View(
+            view.images[inside], view.labels[inside], weights[inside], view.sample_ids[inside], view.classes
+        )
+        model = self.cv.start(architecture, self.spec, seed)
+        recipe = self.cv.recipe(len(data), architecture)
         result = fit(model, data, recipe, seed=seed, device=self.device, description=label)
-        probs, outer = self._ask(model, self.train.images[outside], exact=embeddings)
+        probs, outer = self._ask(model, view.images[outside], exact=embeddings)
         other_probs, other_embeddings = self._ask(model, self.others, exact=embeddings)
         loss = np.array(result.history[-1]["train_loss"])
-        part: Part = {"train_loss": loss, "probs": probs, "other_probs": other_probs}
+        outputs: Arrays = {"train_loss": loss, "probs": probs, "other_probs": other_probs}
         if embeddings:
-            together = np.empty((len(self.train), outer.shape[1]), np.float32)
+            together = np.empty((len(view), outer.shape[1]), np.float32)
             together[outside], together[inside] = outer, predict(model, data.images, self.device)[1]
-            part |= {"embeddings": together, "other_embeddings": other_embeddings}
-        return part
+            outputs |= {"embeddings": together, "other_embeddings": other_embeddings}
+        return outputs
 
     def _ask(
         self, model: Classifier, images: NDArray[np.uint8], *, exact: bool
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Probabilities, over both mirror images where `flip` is on, and embeddings.
+        """Return probabilities, over both mirror images where `flip` is on, and embeddings.
 
         `exact` is for embeddings that are compared: in bf16 distances would be coarse.
         """
         precision: Literal["fp32", "auto"] = "fp32" if exact else "auto"
         probs, embeddings = predict(model, images, self.device, precision)
-        if self.ensemble.flip:
+        if self.cv.flip:
             probs = (probs + predict(model, images[:, :, ::-1], self.device, precision)[0]) / np.float32(2)
         return probs, embeddings
 
@@ -321,63 +312,51 @@ class _Sums:
         self._judged = np.ones(train, bool)
         self._embeddings = (np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32))
 
-    def add(self, part: Part, fold: Fold, train: View) -> None:
-        """One fold's answers."""
+    def add(self, outputs: Arrays, fold: Fold, train: View) -> None:
+        """Add one fold's answers."""
         inside, outside = fold
-        self._probs[outside] += part["probs"]
-        self._votes[outside, part["probs"].argmax(1)] += 1
-        self._other_probs += part["other_probs"]
-        self._other_votes[np.arange(len(self._other_votes)), part["other_probs"].argmax(1)] += 1
+        self._probs[outside] += outputs["probs"]
+        self._votes[outside, outputs["probs"].argmax(1)] += 1
+        self._other_probs += outputs["other_probs"]
+        self._other_votes[np.arange(len(self._other_votes)), outputs["other_probs"].argmax(1)] += 1
         taught = np.bincount(train.labels[inside], minlength=len(train.classes)) > 0
         self._judged[outside] &= taught[train.labels[outside]]
-        if "embeddings" in part:
-            self._embeddings = (part["embeddings"], part["other_embeddings"])
+        if "embeddings" in outputs:
+            self._embeddings = (outputs["embeddings"], outputs["other_embeddings"])
 
     def plausibility(self, labels: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Of each label, 0 to 1: its probability so far, against the mean of its class, at most 1.
+        """Return each label's probability so far against the mean of its class, at most 1: N, 0 to 1.
 
         The mean is confident learning's threshold of a class (Northcutt et al., arXiv 1911.00068):
         against it, labels of a rare class, which models seldom are sure of, do not all count little.
         What could not be judged counts in full.
         """
-        own = self._probs[np.arange(len(labels)), labels]
-        own = own / np.maximum(self._probs.sum(1), 1e-12)
+        probs = self._probs[np.arange(len(labels)), labels]
+        probs = probs / np.maximum(self._probs.sum(1), 1e-12)
         counts = np.bincount(labels, weights=self._judged)
-        mean = np.bincount(labels, weights=own * self._judged) / np.maximum(counts, 1)
-        share = np.minimum(1.0, own / np.maximum(mean[labels], 1e-12))
+        mean = np.bincount(labels, weights=probs * self._judged) / np.maximum(counts, 1)
+        share = np.minimum(1.0, probs / np.maximum(mean[labels], 1e-12))
         return np.where(self._judged, share, 1.0).astype(np.float32)
 
-    def means(self) -> CrossValidation:
-        """Rows that sum to 1 as well as float32 can."""
+    def means(self) -> OutOfSample:
+        """Return the means, rows that sum to 1 as well as float32 can."""
         sums = (self._probs, self._other_probs, self._votes, self._other_votes)
         train, other, votes, other_votes = (
             (each / np.maximum(each.sum(1, keepdims=True), 1e-12)).astype(np.float32) for each in sums
         )
-        return CrossValidation(train, other, votes, other_votes, *self._embeddings, self._judged)
+        return OutOfSample(train, other, votes, other_votes, *self._embeddings, self._judged)
 
 
 def _plan(
-    train: View, ensemble: Ensemble, groups: NDArray[np.int64] | None, seed: int
+    train: View, cv: CrossValidation, groups: NDArray[np.int64] | None, seed: int
 ) -> list[tuple[int, str, Fold]]:
-    """Repeat, architecture and fold of each model to train; architectures share the folds of a repeat."""
-    if ensemble.repeats < 1 or not ensemble.models:
+    """List repeat, architecture and fold of each model to train; architectures share a repeat's folds."""
+    if cv.repeats < 1 or not cv.models:
         raise ValueError("repeats and models must be at least 1")
     repeats = [
-        split_folds(train.labels, groups, ensemble.folds, seed + number, named="detect_noise.folds")
-        for number in range(ensemble.repeats)
+        split_folds(train.labels, groups, cv.folds, seed + number, named="detect_noise.folds")
+        for number in range(cv.repeats)
     ]
     return [
-        (repeat, model, fold)
-        for repeat, parts in enumerate(repeats)
-        for model in ensemble.models
-        for fold in parts
+        (repeat, model, fold) for repeat, folds in enumerate(repeats) for model in cv.models for fold in folds
     ]
-
-
-def _spec(train: View, architecture: str) -> ModelSpec:
-    mean, std = pixel_statistics(train.images)
-    return ModelSpec(architecture, train.classes, train.images.shape[1:], mean, std)
-
-
-def _subset(view: View, weights: NDArray[np.float32], index: NDArray[np.int64]) -> View:
-    return View(view.images[index], view.labels[index], weights[index], view.sample_ids[index], view.classes)

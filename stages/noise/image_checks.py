@@ -1,4 +1,4 @@
-"""What is odd about an image itself, whatever its label: dark, light, blurry, …; by cleanvision.
+"""Judge the image itself, whatever its label: dark, light, blurry, …; by cleanvision.
 
 Formulas, thresholds and scores are cleanvision's. Its `Imagelab` wants files; here its issue manager
 is given the properties of images that are in memory already, a batch at a time.
@@ -58,29 +58,29 @@ def image_issues(
     WinnowError
         For an unknown name, and for images that are not uint8 N×H×W×C.
     """
-    wanted = _wanted(checks)
+    chosen = _chosen(checks)
     if images is not None and (images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3)):
         raise WinnowError(f"images must be uint8 N×H×W×C with C of 1 or 3, not {images.dtype} {images.shape}")
     report = dict.fromkeys(IMAGE_CHECKS, ON)
-    report |= {name: "not asked for" for name in IMAGE_CHECKS if name not in wanted}
+    report |= {name: "not asked for" for name in IMAGE_CHECKS if name not in chosen}
     if images is None:
         report |= {name: "no pixels were given" for name in PIXEL_KINDS if report[name] == ON}
     if checks == "auto":
         report |= _senseless(images, width, height, report)
-    found = _by_cleanvision(images, width, height, [name for name in IMAGE_CHECKS if report[name] == ON])
+    scores = _by_cleanvision(images, width, height, [name for name in IMAGE_CHECKS if report[name] == ON])
     table = pd.DataFrame(index=pd.RangeIndex(len(width)))
     for name in IMAGE_CHECKS:
         score, flag = score_column(name), flag_column(name)
-        share = float(found[flag].mean()) if flag in found else 0.0
+        share = float(scores[flag].mean()) if flag in scores else 0.0
         if checks == "auto" and share > COMMON:
             report[name] = f"{share:.0%} of the images would be flagged: the data set is like that"
-        on = report[name] == ON and flag in found
-        table[score] = found[score].astype(np.float64) if on else np.nan
-        table[flag] = found[flag].astype(bool) if on else False
+        on = report[name] == ON and flag in scores
+        table[score] = scores[score].astype(np.float64) if on else np.nan
+        table[flag] = scores[flag].astype(bool) if on else False
     return table, report
 
 
-def _wanted(checks: Checks) -> tuple[str, ...]:
+def _chosen(checks: Checks) -> tuple[str, ...]:
     if checks == "auto":
         return IMAGE_CHECKS
     names = (checks,) if isinstance(checks, str) else tuple(checks)
@@ -98,7 +98,7 @@ def _senseless(
     height: NDArray[np.integer],
     report: dict[str, str],
 ) -> dict[str, str]:
-    """Checks that the shape of the data alone rules out, and why."""
+    """Name the checks that the shape of the data alone rules out, and why."""
     off: dict[str, str] = {}
     side = min(images.shape[1:3]) if images is not None else SHARP_FROM
     if side < SHARP_FROM and report["blurry"] == ON:
@@ -118,7 +118,7 @@ def _by_cleanvision(
     height: NDArray[np.integer],
     names: list[str],
 ) -> pd.DataFrame:
-    """Scores and flags of the checks named, by cleanvision's own rules and thresholds."""
+    """Return scores and flags of the checks named, by cleanvision's own rules and thresholds."""
     if not names or len(width) == 0:
         return pd.DataFrame()
     from cleanvision.issue_managers.image_property_issue_manager import ImagePropertyIssueManager
@@ -146,7 +146,7 @@ def _batches(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
 
 
 def pixel_properties(images: NDArray[np.uint8], names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-    """What cleanvision's properties say of some images, by its names for it; only what `names` need.
+    """Compute the properties of images that cleanvision's checks `names` need, by its names for them.
 
     The same numbers as from `ImageProperty.calculate` image by image, five times as fast: percentiles
     and variances are taken of all images at once.
@@ -168,7 +168,7 @@ def pixel_properties(images: NDArray[np.uint8], names: Sequence[str]) -> dict[st
 
 
 def _brightness(images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Perceived brightness of each pixel, 0 to 1; N×(H·W)."""
+    """Return the perceived brightness of each pixel, 0 to 1; N×(H·W)."""
     from cleanvision.issue_managers.image_property import calculate_brightness
 
     flat = images.reshape(len(images), -1, images.shape[3])
@@ -179,7 +179,7 @@ def _brightness(images: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def _blurriness(pictures: list[Image]) -> dict[str, NDArray[np.float64]]:
-    """Spread of the edges and of the histogram of each image, at 64 pixels at most."""
+    """Return the spread of the edges and of the histogram of each image, at 64 pixels at most."""
     from cleanvision.issue_managers.image_property import get_edges
     from cleanvision.utils.constants import MAX_RESOLUTION_FOR_BLURRY_DETECTION
 
@@ -187,9 +187,10 @@ def _blurriness(pictures: list[Image]) -> dict[str, NDArray[np.float64]]:
     ratio = max(width, height) / MAX_RESOLUTION_FOR_BLURRY_DETECTION
     if ratio > 1:
         pictures = [
-            one.resize((max(int(width // ratio), 1), max(int(height // ratio), 1))) for one in pictures
+            picture.resize((max(int(width // ratio), 1), max(int(height // ratio), 1)))
+            for picture in pictures
         ]
-    grey = [one.convert("L") for one in pictures]
-    edges = np.stack([np.asarray(get_edges(one)) for one in grey]).reshape(len(grey), -1)
-    levels = np.stack([np.asarray(one.histogram()) for one in grey])
+    grey = [picture.convert("L") for picture in pictures]
+    edges = np.stack([np.asarray(get_edges(picture)) for picture in grey]).reshape(len(grey), -1)
+    levels = np.stack([np.asarray(picture.histogram()) for picture in grey])
     return {"blurriness": edges.std(1), "blurriness_grayscale_std": levels.std(1)}

@@ -1,4 +1,4 @@
-"""A row a sample and what is wrong with it: its label, its neighbourhood, the image itself."""
+"""Find what is wrong with each sample: its label, its neighbourhood, the image itself."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _FEWEST = 20  # labelled training images under which there are no groups among t
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found, and what was looked for.
+    """The issues, and for each check whether it was made.
 
     Attributes
     ----------
@@ -81,7 +81,7 @@ def find_issues(
         training split are means over models and are more confident
     neighbors : k of the nearest-neighbour graph
     judged : bool, N, in the order of `samples`; where False the models could not know the given
-        label, and it is not called wrong (`folds.CrossValidation.train_judged`)
+        label, and it is not called wrong (`folds.OutOfSample.train_judged`)
     agreement : float32, N×K; share of the ensemble's members whose likeliest class it is. None
         where there is one: it agrees with itself.
     images : uint8, N×H×W×C, in the order of `samples`; None: they are not looked at
@@ -135,8 +135,8 @@ def find_issues(
     else:
         _fill(table, outliers_and_duplicates(graph))
         named = samples.assign(label=table["given_label"].fillna(table["suggested_label"]).to_numpy())
-        found, p_value = order_issues(named, graph, classes, seed)
-        _fill(table, found)
+        order_table, p_value = order_issues(named, graph, classes, seed)
+        _fill(table, order_table)
         if p_value is None:
             report["non_iid"] = "too few images, or too much alike, to judge their order"
         if report["underperforming_group"] == ON:
@@ -151,7 +151,7 @@ def find_issues(
 def _why_not_judged(
     samples: pd.DataFrame, pred_probs: NDArray[np.float32], classes: list[str], judged: NDArray[np.bool_]
 ) -> str:
-    """Why the models know too little of the training labels to contradict them; empty where they do not.
+    """Say why the models know too little of the training labels to contradict them; empty if they do not.
 
     Only labels that could be known are asked about: others would pass for mistakes of the model.
     """
@@ -171,7 +171,7 @@ def _label_issues(
     rule: str,
     judged: NDArray[np.bool_],
 ) -> pd.DataFrame:
-    """Labels only. What cannot be judged is kept from the rule, which would take it for sure errors."""
+    """Judge the labels; those that no model could know are kept from the rule, as sure errors to it."""
     names = np.asarray(classes, dtype=object)
     table = samples[["sample_id", "split"]].reset_index(drop=True)
     table["given_label"] = samples["label"].to_numpy()
@@ -189,10 +189,10 @@ def _label_issues(
         table.loc[where, "suggested_label"] = names[suggested]
         table.loc[where, "suggested_score"] = score
         table.loc[where, "label_score"] = probs[np.arange(len(labels)), labels]
-        asked = judged[where]
-        if asked.any():
-            wrong = find_label_errors(labels[asked], probs[asked], rule)
-            table.loc[np.flatnonzero(where)[asked], "is_label_issue"] = wrong
+        judgeable = judged[where]
+        if judgeable.any():
+            wrong = find_label_errors(labels[judgeable], probs[judgeable], rule)
+            table.loc[np.flatnonzero(where)[judgeable], "is_label_issue"] = wrong
     return table
 
 
@@ -216,20 +216,20 @@ def _groups(
     judged: NDArray[np.bool_],
     seed: int,
 ) -> str:
-    """Fill in the underperforming groups; "on", or why there are none to be found."""
+    """Fill in the underperforming groups; return "on", or why there are none to be found."""
     trained = ((table["split"] == "train") & table["given_label"].notna()).to_numpy() & judged
     if trained.sum() < _FEWEST:
         return f"fewer than {_FEWEST} training images to form groups"
     labels = label_indices(table.loc[trained, "given_label"], classes)
-    found = underperforming_groups(embeddings[trained], labels, pred_probs[trained], seed)
-    _fill(table, found.set_index(np.flatnonzero(trained)))
+    groups = underperforming_groups(embeddings[trained], labels, pred_probs[trained], seed)
+    _fill(table, groups.set_index(np.flatnonzero(trained)))
     return ON
 
 
-def _fill(table: pd.DataFrame, found: pd.DataFrame) -> None:
-    """Columns of `found` into the rows of `table` that it speaks of."""
-    for name in found:
-        table.loc[found.index, name] = found[name].astype(table[name].dtype)
+def _fill(table: pd.DataFrame, source: pd.DataFrame) -> None:
+    """Write the columns of `source` into the rows of `table` that it speaks of."""
+    for name in source:
+        table.loc[source.index, name] = source[name].astype(table[name].dtype)
 
 
 def _refuse_unequal(samples: pd.DataFrame, *arrays: NDArray[np.generic] | None) -> None:

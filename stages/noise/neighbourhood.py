@@ -1,6 +1,7 @@
-"""The nearest neighbours of every sample: one graph, computed once, that all checks share.
+"""Judge samples by their nearest neighbours: outliers, near-duplicates, order, groups; by Datalab.
 
-What the neighbours of a sample say: outliers, near-duplicates, order, groups; by cleanlab's Datalab.
+The neighbours are one graph, computed once, that all checks share. The checks are those of cleanlab's
+Datalab.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _SAME = 1e-6  # what float32 leaves of equal numbers
 
 
 def nearest_neighbours(embeddings: NDArray[np.floating], k: int, seed: int = 0) -> csr_matrix:
-    """Each sample's nearest others by cosine, as a graph that Datalab takes.
+    """Find each sample's nearest others by cosine, as a graph that Datalab takes.
 
     Up to `EXACT_UP_TO` samples the neighbours are exact. Beyond, samples are parted into cells by
     k-means, and the nearest are looked for in the nearest `_PROBES` cells: an inverted file, as in
@@ -70,7 +71,13 @@ def nearest_neighbours(embeddings: NDArray[np.floating], k: int, seed: int = 0) 
     k = min(k, count - 1)
     if k < 1:
         return csr_matrix((count, count), dtype=np.float64)
-    squared, index = _exact(vectors, k) if count <= EXACT_UP_TO else _by_cells(vectors, k, seed)
+    if count <= EXACT_UP_TO:
+        from sklearn.neighbors import NearestNeighbors
+
+        search = NearestNeighbors(n_neighbors=k, algorithm="brute", metric="sqeuclidean")
+        squared, index = search.fit(vectors).kneighbors()
+    else:
+        squared, index = _by_cells(vectors, k, seed)
     starts = np.arange(0, count * k + 1, k)
     # Of unit vectors the squared Euclidean distance is twice the cosine distance. scikit-learn has
     # a fast search for the former only.
@@ -78,7 +85,7 @@ def nearest_neighbours(embeddings: NDArray[np.floating], k: int, seed: int = 0) 
 
 
 def unit_vectors(embeddings: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Rows of length 1; a row of zeros stays one."""
+    """Scale rows to length 1; a row of zeros stays one."""
     if embeddings.ndim != 2:
         raise WinnowError(f"embeddings must be N×D, not {embeddings.shape}")
     if not np.isfinite(embeddings).all():
@@ -91,17 +98,9 @@ def unit_vectors(embeddings: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def neighbours_of(graph: csr_matrix, most: int) -> NDArray[np.int64]:
-    """N×k indices of each sample's nearest, at most `most` of them, nearest first."""
+    """Return N×k indices of each sample's nearest, at most `most` of them, nearest first."""
     count = graph.shape[0]
     return graph.indices.reshape(count, -1)[:, :most].astype(np.int64)
-
-
-def _exact(vectors: NDArray[np.float64], k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    from sklearn.neighbors import NearestNeighbors
-
-    search = NearestNeighbors(n_neighbors=k, algorithm="brute", metric="sqeuclidean").fit(vectors)
-    found: tuple[NDArray[np.float64], NDArray[np.int64]] = search.kneighbors()
-    return found
 
 
 def _by_cells(
@@ -125,21 +124,21 @@ def _by_cells(
         enough = int(np.searchsorted(np.cumsum(sizes[nearest_cells[cell]]), k + 1)) + 1
         candidates = np.concatenate([members[c] for c in nearest_cells[cell][: max(_PROBES, enough)]])
         search = NearestNeighbors(n_neighbors=k + 1, algorithm="brute", metric="sqeuclidean")
-        found, at = search.fit(vectors[candidates]).kneighbors(vectors[members[cell]])
-        own = candidates[at] == members[cell][:, None]
-        own[~own.any(1), -1] = True  # so many twins that a sample is not among its own nearest
-        distances[members[cell]] = found[~own].reshape(-1, k)
-        index[members[cell]] = candidates[at][~own].reshape(-1, k)
+        squared, at = search.fit(vectors[candidates]).kneighbors(vectors[members[cell]])
+        itself = candidates[at] == members[cell][:, None]
+        itself[~itself.any(1), -1] = True  # so many twins that a sample is not among its own nearest
+        distances[members[cell]] = squared[~itself].reshape(-1, k)
+        index[members[cell]] = candidates[at][~itself].reshape(-1, k)
     return distances, index
 
 
 def all_alike(embeddings: NDArray[np.floating]) -> bool:
-    """Whether all embeddings have one and the same direction: then neighbours say nothing."""
+    """Tell whether all embeddings have one and the same direction: then neighbours say nothing."""
     return bool(np.ptp(unit_vectors(embeddings), axis=0).max(initial=0.0) < _SAME)
 
 
 def outliers_and_duplicates(graph: csr_matrix) -> pd.DataFrame:
-    """Outliers and near-duplicates, over all splits together.
+    """Find outliers and near-duplicates, over all splits together.
 
     Parameters
     ----------
@@ -152,18 +151,18 @@ def outliers_and_duplicates(graph: csr_matrix) -> pd.DataFrame:
     its neighbours, a near-duplicate near to one, each by the measure of the data's own distances;
     see cleanlab's guide to Datalab's issue types. Scores are NaN, and flags False, where Datalab fails.
     """
-    found, infos = _datalab(graph, {"outlier": {}, "near_duplicate": {}})
-    found["near_duplicate_set"] = np.full(graph.shape[0], -1, np.int64)
+    table, infos = _datalab(graph, {"outlier": {}, "near_duplicate": {}})
+    table["near_duplicate_set"] = np.full(graph.shape[0], -1, np.int64)
     if "near_duplicate" in infos:
         sets = list(infos["near_duplicate"]["near_duplicate_sets"])
-        found["near_duplicate_set"] = _number_sets(sets, graph.shape[0])
-    return found
+        table["near_duplicate_set"] = _number_sets(sets, graph.shape[0])
+    return table
 
 
 def order_issues(
     samples: pd.DataFrame, graph: csr_matrix, classes: list[str], seed: int
 ) -> tuple[pd.DataFrame, float | None]:
-    """Whether the order of the files says something of the images: bursts, drift, one day after another.
+    """Test whether the order of the files says something of the images, such as bursts or drift.
 
     Datalab's `non_iid` asks whether neighbours by embedding are near in the table too. A table
     sorted by class is always so, and Winnow's, sorted by id within a class, never; neither means
@@ -199,11 +198,11 @@ def order_issues(
     distances = graph.data.reshape(count, -1)[order, :k]
     starts = np.arange(0, count * k + 1, k)
     ordered = csr_matrix((distances.ravel(), neighbours.ravel(), starts), shape=(count, count))
-    found, infos = _datalab(ordered, {"non_iid": {"seed": seed % 2**32}})
+    ordered_table, infos = _datalab(ordered, {"non_iid": {"seed": seed % 2**32}})
     if "non_iid" not in infos:
         return table, None
-    table.loc[order, "non_iid_score"] = found["non_iid_score"].to_numpy()
-    table.loc[order, "is_non_iid_issue"] = found["is_non_iid_issue"].to_numpy()
+    table.loc[order, "non_iid_score"] = ordered_table["non_iid_score"].to_numpy()
+    table.loc[order, "is_non_iid_issue"] = ordered_table["is_non_iid_issue"].to_numpy()
     return table, float(np.clip(infos["non_iid"]["p-value"], 0.0, 1.0))
 
 
@@ -213,7 +212,7 @@ def underperforming_groups(
     pred_probs: NDArray[np.floating],
     seed: int,
 ) -> pd.DataFrame:
-    """Groups of like images in which the model gives the labels little probability.
+    """Find groups of like images in which the model gives the labels little probability.
 
     Groups are clusters by k-means of the embeddings' directions, about one for 50 samples; Datalab's
     own DBSCAN does not scale. A group of fewer than 10 is not judged.
@@ -247,8 +246,8 @@ def underperforming_groups(
             "min_cluster_samples": _SMALLEST_GROUP,
             "threshold": UNDERPERFORMING,
         }
-        found, _ = _datalab(None, {"underperforming_group": options}, dense, pred_probs[:, present])
-        score = found["underperforming_group_score"].to_numpy(np.float64)
+        table, _ = _datalab(None, {"underperforming_group": options}, dense, pred_probs[:, present])
+        score = table["underperforming_group_score"].to_numpy(np.float64)
     flagged = score < UNDERPERFORMING
     return pd.DataFrame(
         {
@@ -265,7 +264,7 @@ def _datalab(
     labels: NDArray[np.int64] | None = None,
     pred_probs: NDArray[np.floating] | None = None,
 ) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
-    """Datalab's findings, and what it says of each check.
+    """Return Datalab's findings, and what it says of each check.
 
     A check that fails stops nothing in Datalab, which prints a line and leaves it out. Here its scores are
     NaN, its flags False, and nothing is said of it.
@@ -278,17 +277,17 @@ def _datalab(
         data = {"row": np.arange(count)} | ({} if labels is None else {"label": labels})
         lab = Datalab(data=data, label_name=None if labels is None else "label", verbosity=0)
         lab.find_issues(pred_probs=pred_probs, knn_graph=graph, issue_types=checks)
-        found = lab.issues.reset_index(drop=True)  # `get_issues` raises where no check succeeded
-        infos = {name: lab.get_info(name) for name in checks if score_column(name) in found}
+        table = lab.issues.reset_index(drop=True)  # `get_issues` raises where no check succeeded
+        infos = {name: lab.get_info(name) for name in checks if score_column(name) in table}
     for name in [name for name in checks if name not in infos]:
-        found[score_column(name)], found[flag_column(name)] = np.nan, False
-    return found, infos
+        table[score_column(name)], table[flag_column(name)] = np.nan, False
+    return table, infos
 
 
 def _number_sets(neighbours: list[NDArray[np.int64]], count: int) -> NDArray[np.int64]:
-    """Connected components of the near-duplicate relation, numbered by first member; -1 for none."""
-    rows = np.repeat(np.arange(count), [len(found) for found in neighbours])
-    columns = np.concatenate([np.asarray(found, np.int64) for found in neighbours])
+    """Number the connected components of the near-duplicate relation by first member; -1 for none."""
+    rows = np.repeat(np.arange(count), [len(nearest) for nearest in neighbours])
+    columns = np.concatenate([np.asarray(nearest, np.int64) for nearest in neighbours])
     graph = csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(count, count))
     _, component = connected_components(graph, directed=False)
     members = np.bincount(component)[component] > 1
@@ -298,26 +297,26 @@ def _number_sets(neighbours: list[NDArray[np.int64]], count: int) -> NDArray[np.
 
 
 def _places(samples: pd.DataFrame, classes: list[str], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Random places on a line, 0 to 1; those of one split and class in the order of their files."""
+    """Draw random places on a line, 0 to 1; those of one split and class in the order of their files."""
     known = set(classes)
     sources = samples["source"].astype(str).tolist()
-    in_path = [next((part for part in PurePosixPath(name).parts if part in known), "") for name in sources]
-    parts = pd.DataFrame(
+    in_path = [next((step for step in PurePosixPath(name).parts if step in known), "") for name in sources]
+    strata = pd.DataFrame(
         {"split": samples["split"].to_numpy(), "label": samples["label"].to_numpy(), "path": in_path}
     )
-    part = parts.groupby(list(parts), dropna=False, sort=True).ngroup().to_numpy()
+    stratum = strata.groupby(list(strata), dropna=False, sort=True).ngroup().to_numpy()
     by_name = sorted(range(len(sources)), key=[_natural(name) for name in sources].__getitem__)
     place = np.empty(len(sources), np.int64)
     place[by_name] = np.arange(len(sources))
     spread = rng.random(len(sources))
     result = np.empty(len(sources))
-    # Sorted by part both, the n-th name of a part gets the n-th smallest of its random places.
-    result[np.lexsort((place, part))] = spread[np.lexsort((spread, part))]
+    # Sorted by stratum both, the n-th name of a stratum gets the n-th smallest of its random places.
+    result[np.lexsort((place, stratum))] = spread[np.lexsort((spread, stratum))]
     return result
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts `img_2` before `img_10`: numbers as numbers, and before text."""
+    """Return a key that sorts `img_2` before `img_10`: numbers as numbers, and before text."""
     return [(int(run), "") if run.isdecimal() else (-1, run) for run in re.split(r"(\d+)", name)]
 
 

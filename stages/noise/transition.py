@@ -1,4 +1,4 @@
-"""How labels were mixed up: the transition matrix, counted from suspected labels."""
+"""Estimate how labels were mixed up: the transition matrix, counted from suspected labels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 def estimated_transition(issues: pd.DataFrame, classes: list[str]) -> NDArray[np.float64]:
-    """How labels were mixed up, counted: P(given label | likely true one) in the training split.
+    """Count how labels were mixed up: P(given label | likely true one) in the training split.
 
     The likely true label is the suggested one where the given one is suspected, else the given one.
 
@@ -38,7 +38,7 @@ def estimated_transition(issues: pd.DataFrame, classes: list[str]) -> NDArray[np
 
 
 def transition_table(transition: NDArray[np.float64], classes: list[str]) -> pd.DataFrame:
-    """The entries of a transition matrix that are not zero, as rows.
+    """Return the entries of a transition matrix that are not zero, as rows.
 
     Parameters
     ----------

@@ -1,1 +1,1 @@
-"""What people decide by hand about samples."""
+"""Show people the samples that they should decide about, and write down what they decide."""

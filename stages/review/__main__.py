@@ -1,4 +1,4 @@
-"""`python -m stages.review`: the review page on this machine, until Ctrl-C."""
+"""Serve the review page on this machine until Ctrl-C: `python -m stages.review`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def read_evidence() -> Evidence:
-    """What the last run left in data/; without a ledger where `curate` has not run.
+    """Read what the last run left in data/; without a ledger where `curate` has not run.
 
     Raises
     ------
@@ -72,14 +72,14 @@ def read_evidence() -> Evidence:
 
 
 def open_log(evidence: Evidence, reviewer: str) -> ReviewLog:
-    """data/reviews.csv, where a decision on a copy counts for the image that `ingest` kept."""
+    """Open data/reviews.csv, where a decision on a copy counts for the image that `ingest` kept."""
     sample_ids, duplicates = evidence.base.samples["sample_id"], read_duplicates()
     follow = partial(follow_copies, sample_ids=sample_ids, duplicates=duplicates)
     return ReviewLog(REVIEWS, LOCKS / "reviews.csv.lock", evidence.classes, reviewer, follow)
 
 
 def reviewer_name(given: str | None) -> str:
-    """The name to sign with: the one given, else the user's on this machine."""
+    """Return the name to sign with: the one given, else the user's on this machine."""
     name = given
     if name is None:
         # Python before 3.13 raises KeyError or ImportError where the user has no name.
@@ -92,7 +92,7 @@ def reviewer_name(given: str | None) -> str:
 
 
 def listen(port: int) -> socket.socket:
-    """A socket on 127.0.0.1; 0 takes any free port.
+    """Open a socket on 127.0.0.1; port 0 takes any free one.
 
     Raises
     ------

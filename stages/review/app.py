@@ -1,4 +1,4 @@
-"""The review page: samples to decide about, one at a time or as a grid, and a form to decide about them.
+"""Build the review page: samples to decide about, one at a time or as a grid, and a form.
 
 It listens to this machine alone and trusts nothing that comes in: other `Host` headers are refused
 (DNS rebinding), a form needs the token of this start (cross-site requests), every value is checked
@@ -27,7 +27,7 @@ from stages.review.decisions import NOTE_LENGTH, Decision, Review, ReviewLog
 from stages.review.suspects import KINDS, Evidence, Kind
 
 HOSTS = ["127.0.0.1", "localhost"]
-END = "end"  # in place of a sample id: behind the last one
+END = "end"  # in place of a sample id: after the last one
 CLAIM = "claim:"  # before a claimed label: the decision for it, as one button
 _FORM_BYTES = 64 * 1024
 _MOST_CLAIMS = 20  # labels shown of one conflict: an all-black image may stand under every class
@@ -42,8 +42,8 @@ _HEADERS = {
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Which suspects are looked at: the part of the address that every link carries on.
+class Selection:
+    """The suspects that are looked at: the part of the address that every link carries on.
 
     Attributes
     ----------
@@ -58,8 +58,8 @@ class Choice:
     all: bool = False
 
     @classmethod
-    def parse(cls, values: Any, classes: list[str]) -> Choice:
-        """The choice in a query or form; a 422 for a value that is not known."""
+    def parse(cls, values: Any, classes: list[str]) -> Selection:
+        """Read the selection from a query or form; a 422 for a value that is not known."""
         kinds: dict[str, Kind] = {kind: kind for kind in KINDS}
         kind = values.get("kind") or cls.kind
         split, given = values.get("split") or "", values.get("given") or ""
@@ -73,17 +73,17 @@ class Choice:
         return cls(kinds[kind], split, given, values.get("all", "") not in ("", "0"))
 
     def fields(self) -> dict[str, str]:
-        """What differs from the default, as strings."""
+        """Return the fields that differ from the default, as strings."""
         given = asdict(self) | {"all": "1" if self.all else ""}
-        return {name: value for name, value in given.items() if value and value != getattr(Choice, name)}
+        return {name: value for name, value in given.items() if value and value != getattr(Selection, name)}
 
     def link(self, **more: object) -> str:
-        """The address of this choice, with other parameters besides."""
+        """Return the address of this selection, with other parameters besides."""
         query = urlencode(self.fields() | {name: str(value) for name, value in more.items()})
         return f"/?{query}" if query else "/"
 
 
-class Desk:
+class ReviewSession:
     """The state behind the page: evidence, decisions, and where one is in the queue."""
 
     def __init__(self, evidence: Evidence, log: ReviewLog, token: str) -> None:
@@ -94,35 +94,35 @@ class Desk:
         self.version = secrets.token_hex(4)
 
     def known(self, sample_id: str) -> str:
-        """The id itself; a 404 for one that is not in the data."""
+        """Return the id itself; a 404 for one that is not in the data."""
         if sample_id not in self.evidence:
             raise HTTPException(404, f"There is no sample {sample_id!r} in data/ingested.")
         return sample_id
 
-    def open(self, choice: Choice) -> list[str]:
-        """The ids that are still to be looked at, in order."""
-        decided = {} if choice.all else self.log.latest()
-        ordered = self.evidence.queue(choice.kind, choice.split, choice.given)
+    def undecided(self, selection: Selection) -> list[str]:
+        """Return the ids that are still to be looked at, in order."""
+        decided = {} if selection.all else self.log.latest()
+        ordered = self.evidence.queue(selection.kind, selection.split, selection.given)
         return [name for name in ordered if name not in decided]
 
-    def around(self, choice: Choice, sample_id: str) -> tuple[str, str]:
-        """The open ids before and behind a sample; `END` behind the last, empty before the first."""
-        ordered = self.evidence.queue(choice.kind, choice.split, choice.given)
-        open_ = self.open(choice)
+    def around(self, selection: Selection, sample_id: str) -> tuple[str, str]:
+        """Return the open ids before and after a sample; `END` after the last, empty before the first."""
+        ordered = self.evidence.queue(selection.kind, selection.split, selection.given)
+        undecided = self.undecided(selection)
         if sample_id not in ordered:
-            return "", next(iter(open_), END)
-        here, still = ordered.index(sample_id), set(open_)
+            return "", next(iter(undecided), END)
+        here, still = ordered.index(sample_id), set(undecided)
         before = next((name for name in reversed(ordered[:here]) if name in still), "")
         return before, next((name for name in ordered[here + 1 :] if name in still), END)
 
-    def progress(self, choice: Choice) -> dict[str, int]:
-        """How many of the chosen suspects are decided, of how many."""
-        everything = self.evidence.queue(choice.kind, choice.split, choice.given)
+    def progress(self, selection: Selection) -> dict[str, int]:
+        """Count the selected suspects, and those of them that are decided."""
+        everything = self.evidence.queue(selection.kind, selection.split, selection.given)
         decided = self.log.latest()
         return {"decided": sum(name in decided for name in everything), "total": len(everything)}
 
     def decide(self, form: dict[str, str]) -> Review:
-        """Write what the form says; a 4xx for what cannot be meant, a WinnowError for the file's troubles."""
+        """Write the form's decision; a 4xx where it makes no sense, a WinnowError where the file does not."""
         sample = self.evidence.sample(self.known(form.get("sample_id", "")))
         decision, label = form.get("decision", ""), ""
         if decision == "accept":
@@ -146,7 +146,7 @@ class Desk:
 
 
 def create_app(evidence: Evidence, log: ReviewLog, token: str | None = None) -> FastAPI:
-    """The web application.
+    """Build the web application.
 
     Parameters
     ----------
@@ -154,9 +154,9 @@ def create_app(evidence: Evidence, log: ReviewLog, token: str | None = None) -> 
     log : where decisions go
     token : that every form must bring; a random one by default
     """
-    desk = Desk(evidence, log, token or secrets.token_urlsafe(32))
+    session = ReviewSession(evidence, log, token or secrets.token_urlsafe(32))
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.desk = desk
+    app.state.session = session
 
     @app.middleware("http")
     async def add_headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -170,103 +170,105 @@ def create_app(evidence: Evidence, log: ReviewLog, token: str | None = None) -> 
 
     @app.exception_handler(StarletteHTTPException)
     async def refuse(request: Request, error: StarletteHTTPException) -> HTMLResponse:
-        return _page("message.html.j2", error.status_code, desk, Choice(), message=str(error.detail))
+        return _page("message.html.j2", error.status_code, session, Selection(), message=str(error.detail))
 
     @app.exception_handler(WinnowError)
     async def report(request: Request, error: WinnowError) -> HTMLResponse:
-        return _page("message.html.j2", 409, desk, Choice(), message=str(error))
+        return _page("message.html.j2", 409, session, Selection(), message=str(error))
 
     @app.get("/")
     def show(request: Request) -> HTMLResponse:
         query = request.query_params
-        choice = Choice.parse(query, evidence.classes)
+        selection = Selection.parse(query, evidence.classes)
         if query.get("view") == "grid":
-            return _grid(desk, choice, query.get("page", "1"))
-        at = query.get("at") or next(iter(desk.open(choice)), END)
-        return _end(desk, choice) if at == END else _sample(desk, choice, desk.known(at))
+            return _grid(session, selection, query.get("page", "1"))
+        at = query.get("at") or next(iter(session.undecided(selection)), END)
+        return _end(session, selection) if at == END else _sample(session, selection, session.known(at))
 
     @app.get("/image/{sample_id}.png")
     def image(sample_id: str) -> Response:
         headers = {"Cache-Control": "private, max-age=86400, immutable"}
-        return Response(evidence.png(desk.known(sample_id)), media_type="image/png", headers=headers)
+        return Response(evidence.png(session.known(sample_id)), media_type="image/png", headers=headers)
 
     @app.post("/decide")
     def decide(form: Annotated[dict[str, str], Depends(_read_form)]) -> RedirectResponse:
-        _check_token(form, desk.token)
-        choice = Choice.parse(form, evidence.classes)
-        review = desk.decide(form)
-        return RedirectResponse(choice.link(at=desk.around(choice, review.sample_id)[1]), 303)
+        _check_token(form, session.token)
+        selection = Selection.parse(form, evidence.classes)
+        review = session.decide(form)
+        return RedirectResponse(selection.link(at=session.around(selection, review.sample_id)[1]), 303)
 
     @app.post("/undo")
     def undo(form: Annotated[dict[str, str], Depends(_read_form)]) -> RedirectResponse:
-        _check_token(form, desk.token)
-        choice = Choice.parse(form, evidence.classes)
+        _check_token(form, session.token)
+        selection = Selection.parse(form, evidence.classes)
         review = log.undo()
         if review is None:
             raise HTTPException(409, "There is nothing left to undo: this page decided nothing else.")
-        return RedirectResponse(choice.link(at=review.sample_id), 303)
+        return RedirectResponse(selection.link(at=review.sample_id), 303)
 
     return app
 
 
-def _sample(desk: Desk, choice: Choice, sample_id: str) -> HTMLResponse:
-    before, behind = desk.around(choice, sample_id)
-    open_ = desk.open(choice)
+def _sample(session: ReviewSession, selection: Selection, sample_id: str) -> HTMLResponse:
+    before, after = session.around(selection, sample_id)
+    undecided = session.undecided(selection)
     return _page(
         "sample.html.j2",
         200,
-        desk,
-        choice,
-        sample=desk.evidence.sample(sample_id),
-        review=desk.log.latest().get(sample_id),
-        neighbours=desk.evidence.neighbours(sample_id),
-        duplicates=desk.evidence.near_duplicates(sample_id),
+        session,
+        selection,
+        sample=session.evidence.sample(sample_id),
+        review=session.log.latest().get(sample_id),
+        neighbours=session.evidence.neighbours(sample_id),
+        duplicates=session.evidence.near_duplicates(sample_id),
         before=before,
-        behind=behind,
-        position=open_.index(sample_id) + 1 if sample_id in open_ else None,
+        after=after,
+        position=undecided.index(sample_id) + 1 if sample_id in undecided else None,
         note_length=NOTE_LENGTH,
         most_claims=_MOST_CLAIMS,
     )
 
 
-def _grid(desk: Desk, choice: Choice, page: str) -> HTMLResponse:
-    names = desk.open(choice)
+def _grid(session: ReviewSession, selection: Selection, page: str) -> HTMLResponse:
+    names = session.undecided(selection)
     pages = max(1, -(-len(names) // _PAGE))
     number = min(max(1, int(page)), pages) if page.isdecimal() and len(page) < 9 else 1
-    shown = [desk.evidence.sample(name) for name in names[(number - 1) * _PAGE : number * _PAGE]]
+    samples = [session.evidence.sample(name) for name in names[(number - 1) * _PAGE : number * _PAGE]]
     return _page(
-        "grid.html.j2", 200, desk, choice, samples=shown, number=number, pages=pages, count=len(names)
+        "grid.html.j2", 200, session, selection, samples=samples, number=number, pages=pages, count=len(names)
     )
 
 
-def _end(desk: Desk, choice: Choice) -> HTMLResponse:
-    others = {kind: len(desk.open(Choice(kind))) for kind in KINDS if kind != choice.kind}
-    left = len(desk.open(replace(choice, all=False)))
-    return _page("end.html.j2", 200, desk, choice, left=left, others=others)
+def _end(session: ReviewSession, selection: Selection) -> HTMLResponse:
+    others = {kind: len(session.undecided(Selection(kind))) for kind in KINDS if kind != selection.kind}
+    left = len(session.undecided(replace(selection, all=False)))
+    return _page("end.html.j2", 200, session, selection, left=left, others=others)
 
 
-def _page(template: str, status: int, desk: Desk, choice: Choice, **context: Any) -> HTMLResponse:
-    """A page that may run its own script and style, by a nonce, and nothing else."""
+def _page(
+    template: str, status: int, session: ReviewSession, selection: Selection, **context: Any
+) -> HTMLResponse:
+    """Draw a page that may run its own script and style, by a nonce, and nothing else."""
     nonce = secrets.token_urlsafe(16)
     try:
-        progress, reviewed = desk.progress(choice), len(desk.log.latest())
+        progress, reviewed = session.progress(selection), len(session.log.latest())
     except WinnowError:  # the file broke meanwhile: the page says so, and still has to be drawn
         progress, reviewed = {"decided": 0, "total": 0}, 0
     text = _TEMPLATES.get_template(template).render(
         nonce=nonce,
-        choice=choice,
+        selection=selection,
         kinds=KINDS,
-        found=[kind for kind in KINDS if desk.evidence.queue(kind)],
+        filled=[kind for kind in KINDS if session.evidence.queue(kind)],
         claim=CLAIM,
         splits=SPLITS,
-        classes=desk.evidence.classes,
-        token=desk.token,
-        version=desk.version,
+        classes=session.evidence.classes,
+        token=session.token,
+        version=session.version,
         progress=progress,
         reviewed=reviewed,
-        written=desk.log.written,
-        reviewer=desk.log.reviewer,
-        path=desk.log.path.as_posix(),
+        written=session.log.written,
+        reviewer=session.log.reviewer,
+        path=session.log.path.as_posix(),
         **context,
     )
     policy = (
@@ -277,7 +279,7 @@ def _page(template: str, status: int, desk: Desk, choice: Choice, **context: Any
 
 
 async def _read_form(request: Request) -> dict[str, str]:
-    """The fields of an urlencoded form, the last of equal names; a 4xx for anything else."""
+    """Read the fields of an urlencoded form, the last of equal names; a 4xx for anything else."""
     body = b""
     async for chunk in request.stream():
         body += chunk

@@ -1,4 +1,4 @@
-"""Writing `data/reviews.csv`: a decision is a row at its end, there whole or not at all.
+"""Write `data/reviews.csv`: a decision is a row at its end, there whole or not at all.
 
 Several reviewers may write at once: a file lock makes them take turns. Rows that are there, whoever
 wrote them and however they are quoted, keep every byte.
@@ -71,11 +71,11 @@ class ReviewLog:
 
     @property
     def written(self) -> list[Review]:
-        """What this process decided and did not take back, oldest first."""
+        """Return what this process decided and did not take back, oldest first."""
         return [review for review, _ in self._written]
 
     def latest(self) -> dict[str, Review]:
-        """The last decision on each sample, by its id, as the file is now.
+        """Return the last decision on each sample, by its id, as the file is now.
 
         Raises
         ------
@@ -111,12 +111,19 @@ class ReviewLog:
         """
         with self._locked():
             now = datetime.now(UTC).replace(microsecond=0)
-            self._refuse_later(sample_id, now)
+            known = self.latest().get(sample_id)
+            if known is not None and moment(known.decided_at) > now:
+                raise WinnowError(
+                    f"{self.path} holds a decision on {sample_id} from the future ({known.decided_at}), "
+                    "which would outrank this one: correct its decided_at"
+                )
             note = one_line(note)[:NOTE_LENGTH].strip()
             review = Review(sample_id, decision, label, self.reviewer, now.isoformat(), note)
             before = self.path.read_bytes()
             newline = "\r\n" if before.partition(b"\n")[0].endswith(b"\r") else "\n"
-            row = _as_csv(review, newline)
+            buffer = io.StringIO()
+            csv.writer(buffer, lineterminator=newline).writerow(getattr(review, name) for name in COLUMNS)
+            row = buffer.getvalue().encode("utf-8")
             ended = not before or before.endswith((b"\n", b"\r"))
             self._write(before + (b"" if ended else newline.encode()) + row)
             self._written.append((review, row))
@@ -144,14 +151,6 @@ class ReviewLog:
             self._write(before[:at] + before[at + len(row) :])
             self._written.pop()
         return review
-
-    def _refuse_later(self, sample_id: str, now: datetime) -> None:
-        known = self.latest().get(sample_id)
-        if known is not None and moment(known.decided_at) > now:
-            raise WinnowError(
-                f"{self.path} holds a decision on {sample_id} from the future ({known.decided_at}), which "
-                "would outrank this one: correct its decided_at"
-            )
 
     def _write(self, content: bytes) -> None:
         target = self.path.resolve()  # a link stays a link
@@ -193,12 +192,5 @@ class ReviewLog:
 
 
 def one_line(text: str) -> str:
-    """`text` with line breaks and other control characters as single spaces."""
+    """Return `text` with line breaks and other control characters as single spaces."""
     return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
-
-
-def _as_csv(review: Review, newline: str) -> bytes:
-    buffer = io.StringIO()
-    row = [getattr(review, name) for name in COLUMNS]
-    csv.writer(buffer, lineterminator=newline).writerow(row)
-    return buffer.getvalue().encode("utf-8")

@@ -1,4 +1,4 @@
-"""What people should look at: in what order it comes up, and what speaks for and against.
+"""Order what people should look at, and gather what speaks for and against each sample.
 
 Suspects are what `detect_noise` found; labels in conflict and missing labels come from the source.
 """
@@ -142,7 +142,7 @@ class Evidence:
         return sample_id in self._position
 
     def queue(self, kind: Kind, split: str = "", given: str = "") -> tuple[str, ...]:
-        """Ids of one kind, the worst first; of one split or class where named.
+        """Return the ids of one kind, the worst first; of one split or class where named.
 
         The class is the given label's, or the suggested one's where there is none.
         """
@@ -157,7 +157,7 @@ class Evidence:
         return self._queues[key]
 
     def sample(self, sample_id: str) -> Sample:
-        """Everything known about a sample; a KeyError for an unknown id."""
+        """Return everything known about a sample; a KeyError for an unknown id."""
         at = self._position[sample_id]
         issue: dict[str, Any] = self._issues.iloc[at].to_dict()
         source = self.base.samples.iloc[at]
@@ -184,7 +184,7 @@ class Evidence:
         )
 
     def neighbours(self, sample_id: str, count: int = 3) -> list[tuple[Sample, float]]:
-        """The nearest other samples of any split by cosine of the embeddings, -1 to 1, nearest first."""
+        """Find the nearest other samples of any split by cosine of the embeddings, -1 to 1, nearest first."""
         at = self._position[sample_id]
         cosines = self._embeddings @ np.asarray(self._embeddings[at]) / (self._norms * self._norms[at])
         cosines[at] = -np.inf
@@ -194,7 +194,7 @@ class Evidence:
         return [(self.sample(self._name(place)), float(cosines[place])) for place in nearest]
 
     def near_duplicates(self, sample_id: str, most: int = 6) -> list[Sample]:
-        """Other members of its set of near-duplicates, in the order of the base."""
+        """Return the other members of its set of near-duplicates, in the order of the base."""
         number = self._issues["near_duplicate_set"].iat[self._position[sample_id]]
         if number < 0:
             return []
@@ -203,7 +203,7 @@ class Evidence:
         return [self.sample(name) for name in names if name != sample_id][:most]
 
     def png(self, sample_id: str) -> bytes:
-        """The image as ingested, grey or RGB, as a PNG file."""
+        """Return the image as ingested, grey or RGB, as a PNG file."""
         from PIL import Image
 
         row = int(self.base.samples["row"].iat[self._position[sample_id]])
@@ -222,14 +222,14 @@ class Evidence:
 
 
 def _claims(conflicts: pd.DataFrame) -> dict[str, tuple[tuple[str, tuple[str, ...]], ...]]:
-    """By sample, each claimed label in order of its name, with the files that claim it."""
-    found: dict[str, dict[str, list[str]]] = {}
+    """Return by sample each claimed label in order of its name, with the files that claim it."""
+    files: dict[str, dict[str, list[str]]] = {}
     rows = conflicts[["sample_id", "label", "source"]].itertuples(index=False, name=None)
     for sample_id, label, source in rows:
-        found.setdefault(str(sample_id), {}).setdefault(str(label), []).append(str(source))
+        files.setdefault(str(sample_id), {}).setdefault(str(label), []).append(str(source))
     return {
         sample_id: tuple((label, tuple(sorted(claimed[label]))) for label in sorted(claimed))
-        for sample_id, claimed in found.items()
+        for sample_id, claimed in files.items()
     }
 
 

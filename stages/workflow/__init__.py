@@ -1,1 +1,1 @@
-"""How a stage behaves as a process: parameters, DVC lineage, MLflow records, several processes."""
+"""Run a stage as a process: parameters, DVC lineage, MLflow records, several processes."""

@@ -1,4 +1,4 @@
-"""One parent run in MLflow for each execution of the pipeline, whoever ordered it.
+"""Record one parent run in MLflow for each execution of the pipeline, whoever ordered it.
 
 The flow makes the parent before its first stage and completes it after the last. Under plain
 ``dvc repro`` nobody of ours runs after the last stage, so ``evaluate`` makes it and adopts the runs
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.workflow.lineage import Lineage, flatten, git_state
-from stages.workflow.records import send
-from stages.workflow.store import LATER_CALLS, TAG, Record, Store, now, patience
+from stages.workflow.records import Record, now, send
+from stages.workflow.store import LATER_CALLS, TAG, Store, patience
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -59,7 +59,7 @@ class Entry:
 
 @dataclass
 class Execution:
-    """What an execution was and did; plain values, so that it can wait in the spool.
+    """An execution of the pipeline in plain values, so that it can wait in the spool.
 
     Attributes
     ----------
@@ -84,11 +84,11 @@ class Execution:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Execution:
-        """The inverse of `to_json`."""
+        """Make an execution of what `to_json` returned."""
         return cls(**{**content, "entries": [Entry(**item) for item in content["entries"]]})
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return it as plain JSON values."""
         return asdict(self)
 
     def read_results(self) -> None:
@@ -101,7 +101,7 @@ class Execution:
 
 
 def entry_of(lineage: Lineage, result: str | None = None, seconds: float | None = None) -> Entry:
-    """An `Entry` with what `lineage` says, and the metrics that lie in the stage's outputs."""
+    """Make an `Entry` of what `lineage` says, and of the metrics in the stage's outputs."""
     metrics: dict[str, float] = {}
     for output in lineage.outputs:
         path = Path(output)
@@ -110,7 +110,7 @@ def entry_of(lineage: Lineage, result: str | None = None, seconds: float | None 
 
 
 def text_params(params: Mapping[str, Any]) -> dict[str, str]:
-    """Parameters as MLflow takes them: dotted names, texts."""
+    """Return parameters as MLflow takes them: dotted names, texts."""
     return {
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in flatten(params).items()
@@ -118,7 +118,7 @@ def text_params(params: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_metrics(path: Path) -> tuple[dict[str, float], dict[str, str]]:
-    """Figures and texts of a JSON file of metrics, by dotted names; nothing where there is none."""
+    """Read figures and texts of a JSON file of metrics, by dotted names; nothing without the file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -133,12 +133,12 @@ def read_metrics(path: Path) -> tuple[dict[str, float], dict[str, str]]:
 
 
 def workspace_id() -> str:
-    """12 hex that name this folder on this machine."""
+    """Return 12 hex that name this folder on this machine."""
     return hashlib.sha256(f"{platform.node()}:{Path.cwd().resolve()}".encode()).hexdigest()[:12]
 
 
 def context_tags(kind: str) -> dict[str, str]:
-    """Tags of every run: where it ran, on which commit, in which experiment of DVC."""
+    """Return the tags of every run: where it ran, on which commit, in which experiment of DVC."""
     commit, dirty = git_state()
     tags = {f"{TAG}kind": kind, f"{TAG}workspace": workspace_id()}
     if commit is not None:
@@ -152,13 +152,6 @@ def context_tags(kind: str) -> dict[str, str]:
 
 
 # --- in MLflow ---------------------------------------------------------------------------------
-
-
-def find_run(store: Store, key: str) -> Run | None:
-    """The newest run that finished with this stage key; a stub only where there is no other."""
-    runs = _search(store, {"kind": "stage", "key": key}, "FINISHED")
-    true = [run for run in runs if run.data.tags.get(f"{TAG}restored") != "true"]
-    return next(iter([*true, *runs]), None)
 
 
 @patience(LATER_CALLS)
@@ -176,7 +169,8 @@ def end_left_open(store: Store, tags: Mapping[str, str]) -> int:
 
 def begin_execution(execution: Execution, store: Store) -> str:
     """Make the parent run, so that stages can be nested under it while they run."""
-    record = Record(_run_name(execution), execution.start, tags=_parent_tags(execution))
+    tags = {**execution.tags, f"{TAG}kind": "execution", f"{TAG}execution": execution.id}
+    record = Record(_run_name(execution), execution.start, tags=tags)
     send(record, store)
     if record.run_id is None:
         raise RuntimeError("MLflow made no run")
@@ -221,24 +215,27 @@ def record_execution(execution: Execution, store: Store) -> list[str]:
 
 
 def _search(store: Store, tags: Mapping[str, str], status: str) -> Sequence[Run]:
-    wanted = [f"tags.`{TAG}{name}` = '{value}'" for name, value in tags.items()]
+    """Find the runs with these tags and this status, the newest first."""
+    conditions = [f"tags.`{TAG}{name}` = '{value}'" for name, value in tags.items()]
     return store.client.search_runs(
         [store.experiment_id],
-        " and ".join([*wanted, f"attributes.status = '{status}'"]),
+        " and ".join([*conditions, f"attributes.status = '{status}'"]),
         max_results=100,
         order_by=["attributes.start_time DESC"],
     )
 
 
 def _resolve(entry: Entry, execution: Execution, store: Store, parent: str) -> bool:
-    """Find the run of a stage; True where a stub had to be made for it."""
+    """Find the run of a stage; return True where a stub had to be made for it."""
     if entry.result == FAILED:
         runs = _search(store, {"execution": execution.id, "stage": entry.stage}, "FAILED")
         entry.run_id = runs[0].info.run_id if runs else None
         return False
     if entry.result == SKIPPED or entry.key is None or entry.stage.startswith(DRAWING):
         return False
-    run = find_run(store, entry.key)
+    runs = _search(store, {"kind": "stage", "key": entry.key}, "FINISHED")
+    # The newest, and a stub only where there is no other.
+    run = min(runs, key=lambda run: run.data.tags.get(f"{TAG}restored") == "true", default=None)
     if run is None:
         if entry.result == RAN:
             return False  # it ran with tracking off, or its record waits in a spool
@@ -247,16 +244,16 @@ def _resolve(entry: Entry, execution: Execution, store: Store, parent: str) -> b
         return True
     entry.run_id = run.info.run_id
     if entry.result is None:
-        ours = run.data.tags.get(f"{TAG}execution") == execution.id
+        ran_here = run.data.tags.get(f"{TAG}execution") == execution.id
         stub = run.data.tags.get(f"{TAG}restored") == "true"
-        entry.result = RAN if ours else RESTORED if stub else CACHED
+        entry.result = RAN if ran_here else RESTORED if stub else CACHED
     if PARENT_TAG not in run.data.tags:
         store.client.set_tag(run.info.run_id, PARENT_TAG, parent)
     return False
 
 
 def _stub(entry: Entry, execution: Execution, store: Store, parent: str) -> str | None:
-    """A run for outputs that came from elsewhere: a colleague's cache, or a time without tracking."""
+    """Make a run for outputs from elsewhere: a colleague's cache, or a time without tracking."""
     tags = {
         f"{TAG}kind": "stage",
         f"{TAG}stage": entry.stage,
@@ -280,12 +277,8 @@ def _run_name(execution: Execution) -> str:
     return execution.tags.get("dvc_exp_name") or f"pipeline {commit}{dirty}".strip()
 
 
-def _parent_tags(execution: Execution) -> dict[str, str]:
-    return {**execution.tags, f"{TAG}kind": "execution", f"{TAG}execution": execution.id}
-
-
 def _note(execution: Execution, store: Store) -> str:
-    """The table as MLflow shows it in a run's description, with links to the stages' runs."""
+    """Write the table that MLflow shows in a run's description, with links to the stages' runs."""
     lines = ["| stage | result | run |", "| --- | --- | --- |"]
     for entry in execution.entries:
         link = f"#/experiments/{store.experiment_id}/runs/{entry.run_id}"
@@ -297,7 +290,7 @@ def _note(execution: Execution, store: Store) -> str:
 
 
 def _log_documents(execution: Execution, store: Store, parent: str) -> None:
-    """The table of stages and `dvc.lock` as artifacts; written whole, so that a repetition is harmless."""
+    """Log the table of stages and `dvc.lock` as artifacts, whole, so that a repetition is harmless."""
     rows = [[entry.stage, entry.result, entry.run_id, entry.seconds] for entry in execution.entries]
     table = {"columns": ["stage", "result", "run_id", "seconds"], "data": rows}
     # The layout of MLflow's own tables (pandas' `orient="split"`), which its UI shows as one.

@@ -1,4 +1,4 @@
-"""What DVC knows of a stage: its inputs, the key that names them, and its place in the graph.
+"""Ask DVC about a stage: its inputs, the key that names them, and its place in the graph.
 
 The stage key is a hash over command, dependency hashes and parameter values. Equal keys mean equal
 inputs, so the MLflow run that carries a key made the outputs that lie here, also where DVC skipped
@@ -63,7 +63,7 @@ class Node:
 
 @contextmanager
 def open_repo() -> Iterator[Any]:
-    """DVC's view of the repository that the current folder lies in.
+    """Open the repository that the current folder lies in, as DVC sees it.
 
     Not of `DVC_ROOT`: in `dvc exp run --temp` that is the repository which ordered the experiment.
     """
@@ -78,14 +78,14 @@ def open_repo() -> Iterator[Any]:
 
 
 def stage_key(command: str, inputs: Mapping[str, str], params: Mapping[str, Any]) -> str:
-    """32 hex that name a stage's inputs, whatever the order they come in."""
+    """Return 32 hex that name a stage's inputs, whatever the order they come in."""
     content = {"command": command, "inputs": dict(inputs), "params": dict(params)}
     text = json.dumps(content, sort_keys=True, ensure_ascii=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def stage_lineage(repo: Any, address: str) -> Lineage:
-    """The inputs of a stage, hashed now.
+    """Hash the inputs of a stage as they are now.
 
     Never read from `dvc.lock`: while a stage runs, its entry there is the previous run's.
 
@@ -122,7 +122,7 @@ def stage_lineage(repo: Any, address: str) -> Lineage:
 
 
 def is_stale(repo: Any, address: str) -> bool:
-    """Whether `dvc repro` would run the stage, or bring it back from the run cache."""
+    """Tell whether `dvc repro` would run the stage, or bring it back from the run cache."""
     from dvc.exceptions import DvcException
     from dvc.rwlock import RWLockFileFormatError
 
@@ -135,7 +135,7 @@ def is_stale(repo: Any, address: str) -> bool:
 
 
 def pipeline_nodes(repo: Any, targets: Sequence[str] = ()) -> list[Node]:
-    """The stages that `targets` need, each after its upstreams.
+    """List the stages that `targets` need, each after its upstreams.
 
     Parameters
     ----------
@@ -179,7 +179,7 @@ def pipeline_nodes(repo: Any, targets: Sequence[str] = ()) -> list[Node]:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings and lists as one level of dotted names: `augment.policy.0.name`."""
+    """Flatten nested mappings and lists into one level of dotted names: `augment.policy.0.name`."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         key = f"{prefix}{name}"
@@ -193,7 +193,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def git_state(folder: Path = Path()) -> tuple[str | None, bool]:
-    """The commit that is checked out, and whether tracked files differ from it.
+    """Return the commit that is checked out, and whether tracked files differ from it.
 
     `dvc.lock` does not count: every execution that has something to do changes it. Without git,
     or without a commit: (None, False).
@@ -217,7 +217,7 @@ def git_state(folder: Path = Path()) -> tuple[str | None, bool]:
 
 
 def _load(repo: Any, address: str) -> Any:
-    """One stage by its address; outside the root file that is `path:name`."""
+    """Load a stage by its address; outside the root file that is `path:name`."""
     from dvc.exceptions import DvcException
 
     path, _, name = address.rpartition(":")
@@ -228,14 +228,14 @@ def _load(repo: Any, address: str) -> Any:
 
 
 def _path(repo: Any, item: Any) -> str:
-    """Path of a dependency or output from the root of the repository; a URL as it is."""
+    """Return the path of a dependency or output from the root of the repository; a URL as it is."""
     if not item.is_in_repo:
         return str(item.def_path)
     return Path(os.path.relpath(item.fs_path, repo.root_dir)).as_posix()
 
 
 def _upstream(graph: Any, stage: Any) -> set[str]:
-    """The nearest stages with a command that `stage` needs; files tracked by themselves have none."""
+    """Name the nearest stages with a command that `stage` needs; files tracked by themselves have none."""
     names: set[str] = set()
     for needed in graph.successors(stage):
         names |= {needed.addressing} if needed.cmd else _upstream(graph, needed)

@@ -1,6 +1,7 @@
-"""A trained classifier as an MLflow model: code, weights, signature, example and requirements.
+"""Log a trained classifier as an MLflow model, and bring a registered one back.
 
-A registered model out of MLflow: which version a name stands for now, and its files.
+A logged model is code, weights, signature, example and requirements; what comes back is the folder of
+description and weights, of the version that a name stands for now.
 """
 
 from __future__ import annotations
@@ -22,13 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.errors import WinnowError
-from stages.workflow.store import Store, brief, open_store, shown_uri
+from stages.workflow.store import Store, brief, open_store, shown_uri, tracking_root
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
-
     from stages.learning.networks.layers import ModelSpec
-    from stages.workflow.store import Model, Store
+    from stages.workflow.records import Model
+    from stages.workflow.store import Store
 
 
 _STAGES = Path(__file__).resolve().parent.parent
@@ -71,7 +71,7 @@ def log_model(store: Store, run_id: str, model: Model) -> str:
 
 
 def check_model(folder: Path, example: NDArray[np.uint8]) -> ModelSpec:
-    """The description of the model in `folder`.
+    """Return the description of the model in `folder`.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def check_model(folder: Path, example: NDArray[np.uint8]) -> ModelSpec:
 
 @contextmanager
 def as_tracking_uri(uri: str) -> Iterator[None]:
-    """MLflow's global tracking URI for a while.
+    """Set MLflow's global tracking URI for a while.
 
     MLflow also puts it into the environment, where it would look like the user's choice.
     """
@@ -109,17 +109,13 @@ def as_tracking_uri(uri: str) -> Iterator[None]:
 
 @contextmanager
 def model_folder(where: str) -> Iterator[Path]:
-    """A folder with a trained model: `where` itself, or for a time a copy of the registered model it names.
+    """Open a folder with a trained model: `where` itself, or a copy of the registered model it names.
 
     Raises
     ------
     WinnowError
         For an address (``models:/NAME@ALIAS``) that tracking's server or database does not know.
     """
-    from stages.workflow.store import tracking_root
-
-    pass
-
     if not where.startswith(SCHEME):
         yield Path(where)
         return
@@ -134,7 +130,7 @@ def model_folder(where: str) -> Iterator[Path]:
 
 
 def requirements(architecture: str) -> list[str]:
-    """Pinned requirements of a model, without the local part of a version (`+cu128`)."""
+    """Return the pinned requirements of a model, without the local part of a version (`+cu128`)."""
     from stages.learning.networks.catalogue import OWN_NETWORKS
 
     names = _REQUIRED if architecture in OWN_NETWORKS else (*_REQUIRED, "torchvision")
@@ -144,16 +140,16 @@ def requirements(architecture: str) -> list[str]:
 
 
 def code() -> list[str]:
-    """The modules of Winnow's that `learning/pyfunc.py` reaches by imports: paths below `stages`, sorted."""
+    """List the modules of Winnow's that `serving/pyfunc.py` imports: paths below `stages`, sorted."""
     finder = ModuleFinder([str(_STAGES.parent)])
     finder.run_script(str(_ENTRY))
     files = (getattr(module, "__file__", None) for module in finder.modules.values())
-    found = [Path(file) for file in files if file is not None]
-    return sorted({path.relative_to(_STAGES).as_posix() for path in found if path.is_relative_to(_STAGES)})
+    paths = [Path(file) for file in files if file is not None]
+    return sorted({path.relative_to(_STAGES).as_posix() for path in paths if path.is_relative_to(_STAGES)})
 
 
 def _example(images: NDArray[np.uint8], spec: ModelSpec) -> object:
-    """What MLflow keeps as an example of a request: encoded images, where the model can read them."""
+    """Make the example of a request that MLflow keeps: encoded images, where the model can read them."""
     if spec.preprocessing is None:
         return images
     import pandas as pd
@@ -168,7 +164,7 @@ def _example(images: NDArray[np.uint8], spec: ModelSpec) -> object:
 
 
 def _signature(classes: Sequence[str]) -> object:
-    """What comes out, and what may be asked for besides.
+    """Describe what comes out, and the parameters of a request.
 
     What goes in is not fixed: MLflow would let through either tables with a column of bytes or arrays, and
     `serving.inputs` says better what is wrong with what.
@@ -184,7 +180,7 @@ def _signature(classes: Sequence[str]) -> object:
 
 
 def _code(folder: Path) -> Path:
-    """Only the modules that prediction needs, as a package of the same name."""
+    """Copy only the modules that prediction needs, as a package of the same name."""
     package = folder / "stages"
     for name in code():
         target = package / name
@@ -233,39 +229,37 @@ def download_model(uri: str, into: Path) -> Registered:
     except Exception as error:  # whatever a server, a database or a file system has to say
         raise WinnowError(f"MLflow at {shown_uri()} does not answer: {brief(error)}") from error
     try:
-        found = _version(store, uri)
+        if alias := _ALIAS.fullmatch(uri):
+            model_version = store.client.get_model_version_by_alias(alias["name"], alias["alias"])
+        else:
+            model_version = store.client.get_model_version(*uri.removeprefix(SCHEME).split("/"))
     except Exception as error:
         raise WinnowError(f"{uri} is not on {shown_uri()}: {brief(error)}") from error
-    name, version = str(found.name), str(found.version)
-    _copy_model(store, f"{SCHEME}{name}/{version}", into)
-    return Registered(name, version, into)
-
-
-def _version(store: Store, uri: str) -> ModelVersion:
-    if alias := _ALIAS.fullmatch(uri):
-        return store.client.get_model_version_by_alias(alias["name"], alias["alias"])
-    name, _, version = uri.removeprefix(SCHEME).partition("/")
-    return store.client.get_model_version(name, version)
+    name, number = str(model_version.name), str(model_version.version)
+    _copy_model(store, f"{SCHEME}{name}/{number}", into)
+    return Registered(name, number, into)
 
 
 def _copy_model(store: Store, uri: str, into: Path) -> None:
-    """Only the folder of weights and description; not the code and pictures beside it."""
+    """Copy only description and weights, not the code and pictures beside them."""
     from mlflow.artifacts import download_artifacts
 
     from stages.learning.store import SPEC, WEIGHTS
 
-    with tempfile.TemporaryDirectory(prefix="winnow-registered-") as place:
+    with tempfile.TemporaryDirectory(prefix="winnow-registered-") as temporary:
         try:
             with as_tracking_uri(store.uri):
-                downloaded = Path(download_artifacts(artifact_uri=uri, dst_path=place))
+                downloaded = Path(download_artifacts(artifact_uri=uri, dst_path=temporary))
         except Exception as error:
             raise WinnowError(
                 f"the files of {uri} cannot be had from {shown_uri()}: {brief(error)}"
             ) from error
-        places = [path.parent for path in sorted(downloaded.rglob(SPEC)) if (path.parent / WEIGHTS).is_file()]
-        if not places:
+        folders = [
+            path.parent for path in sorted(downloaded.rglob(SPEC)) if (path.parent / WEIGHTS).is_file()
+        ]
+        if not folders:
             raise WinnowError(f"{uri} is no model of Winnow's: there is no {SPEC} with a {WEIGHTS} in it")
         shutil.rmtree(into, ignore_errors=True)
         into.mkdir(parents=True)
         for file in (SPEC, WEIGHTS):
-            shutil.copy(places[0] / file, into / file)
+            shutil.copy(folders[0] / file, into / file)

@@ -1,4 +1,4 @@
-"""The schema of ``params.yaml``: every choice a user makes, checked before anything runs.
+"""Read and validate ``params.yaml``: every choice a user makes, checked before anything runs.
 
 There are deliberately no defaults here. This module is no dependency of any stage in ``dvc.yaml``
 (a clearer message must not retrain a model), so it may not hold a value that changes a result:
@@ -8,11 +8,11 @@ all of them stand in ``params.yaml``, where DVC sees them.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -54,17 +54,13 @@ class Params(Section):
     finetune: Finetune
     evaluate: Evaluate
 
-    @model_validator(mode="after")
-    def _images_the_gan_can_make(self) -> Self:
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong between the keys."""
         if self.synthesize.method == "gan" and self.ingest.image_size > _LARGEST_GAN_IMAGE:
-            raise ValueError(
+            yield (
                 f"synthesize.method = 'gan' makes images of up to {_LARGEST_GAN_IMAGE} pixels, and "
                 f"ingest.image_size = {self.ingest.image_size}: choose smote or random, or a smaller size"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _changes_that_leave_something_of_the_image(self) -> Self:
         side, train = self.ingest.image_size, self.train
         changes = {
             "train.shift": train.shift,
@@ -73,11 +69,10 @@ class Params(Section):
         }
         for key, pixels in changes.items():
             if pixels >= side:
-                raise ValueError(
+                yield (
                     f"{key} = {pixels} leaves nothing of images of ingest.image_size = {side} pixels: "
                     "choose less"
                 )
-        return self
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
@@ -111,7 +106,7 @@ def parse_params(raw: object, where: str = str(PARAMS_FILE)) -> Params:
 
 
 def _describe(error: Any) -> str:
-    """One pydantic error as ``key = value: what is allowed``."""
+    """Say one pydantic error as ``key = value: what is allowed``."""
     # A union adds the name of its member to the location: only what stands in the file is a key.
     location = [str(part) for part in error["loc"] if not _is_union_tag(str(part))]
     key = ".".join(location)
@@ -135,7 +130,7 @@ def _is_union_tag(part: str) -> bool:
 
 
 def _suggestion(location: list[str]) -> str:
-    """The keys that are allowed beside the unknown one, the likeliest first."""
+    """List the keys that are allowed in place of the unknown one, the likeliest first."""
     model: type[BaseModel] = Params
     for part in location[:-1]:
         field = model.model_fields.get(part)
@@ -148,7 +143,7 @@ def _suggestion(location: list[str]) -> str:
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section that a key holds, by itself, in a list, by class name, or null."""
+    """Return the section that a key holds, by itself, in a list, by class name, or null."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     inner = (_section_in(argument) for argument in get_args(annotation))

@@ -1,4 +1,4 @@
-"""Several processes for one stage: how many, their start, and how they end."""
+"""Run one stage in several processes that train together: how many, their start, and their end."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from typing import Literal
 from stages.errors import ProcessGoneError, WinnowError
 from stages.learning.names import Device
 
-_OURS = "WINNOW_PROCESSES"  # set for what `start` started: the stage that waits for them holds its lock
+_STARTED = "WINNOW_PROCESSES"  # set for what `start` started: the stage that waits for them holds its lock
 _GRACE_SECONDS = 30.0  # for a step and the end of a process on a busy machine
 
 
 def rank() -> int:
-    """Which of the processes that torchrun started this is; 0, the one that writes, where it started none."""
+    """Return the number of this process under torchrun; 0, the one that writes, without torchrun."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """How many processes torchrun started, on all machines together; 1 where it started none."""
+    """Return how many processes torchrun started, on all machines together; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def under_torchrun() -> bool:
-    """Whether torchrun, or `start`, started this process."""
+    """Tell whether torchrun, or `start`, started this process."""
     return "LOCAL_RANK" in os.environ
 
 
 def under_start() -> bool:
-    """Whether `start` started this process."""
-    return _OURS in os.environ
+    """Tell whether `start` started this process."""
+    return _STARTED in os.environ
 
 
 def count(devices: int | Literal["auto"], device: Device) -> int:
-    """How many processes `train.devices` asks for here.
+    """Return how many processes `train.devices` asks for on this machine.
 
     Parameters
     ----------
@@ -60,12 +60,13 @@ def count(devices: int | Literal["auto"], device: Device) -> int:
 
     target = choose_device(device).type
     if target == "cuda":
-        there = torch.cuda.device_count()
-        if devices != "auto" and devices > there:
+        available = torch.cuda.device_count()
+        if devices != "auto" and devices > available:
             raise WinnowError(
-                f"train.devices = {devices}, but this machine has {there} GPU(s): lower it, or device: cpu"
+                f"train.devices = {devices}, but this machine has {available} GPU(s): lower it, or "
+                "device: cpu"
             )
-        return there if devices == "auto" else devices
+        return available if devices == "auto" else devices
     if devices == "auto":
         return 1
     if target == "mps":
@@ -88,7 +89,7 @@ def start(number: int, arguments: Sequence[str]) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.disable(logging.ERROR)  # torch's report of what failed: the processes speak for themselves
-    os.environ[_OURS] = str(number)
+    os.environ[_STARTED] = str(number)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -117,13 +118,13 @@ def start(number: int, arguments: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def quiet_helper() -> Iterator[None]:
-    """What a process other than the first does in: it prints nothing, and leaves errors to the first.
+    """Let a process other than the first print nothing, and leave errors to the first.
 
-    What goes wrong mostly goes wrong in all processes alike. The first says so and ends, and torchrun then
-    ends the others. One that sees the first wait for it has an error of its own, and raises it. Once they
-    have joined nobody can see that, but they keep step: one that is still there after some seconds raises it.
+    Most errors occur in all processes alike. The first reports its error and ends, and torchrun then ends
+    the others. A process that sees the first wait for it has an error of its own, and raises it. Once they
+    have joined nobody can see that, but they keep step: one that runs on for some seconds raises its error.
     """
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+    with Path(os.devnull).open("w") as devnull, contextlib.redirect_stdout(devnull):
         try:
             yield
         except KeyboardInterrupt:

@@ -1,40 +1,93 @@
-"""Records for MLflow: sent at once, or kept in a spool folder until the server answers again.
+"""Send records to MLflow, or keep them in a spool folder until the server answers again.
 
-A `Record` holds what has not been sent yet. Nothing here raises to a stage: `tracking` catches,
-warns once, and keeps the record.
+A `Record` holds what has not been sent yet. Nothing here raises to a stage: `runs` catches, warns
+once, and keeps the record; `python -m stages.workflow.send` sends it later.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.errors import WinnowError
 from stages.workflow.lineage import DIGEST_LENGTH
-from stages.workflow.store import (
-    LATER_CALLS,
-    Folder,
-    Model,
-    Record,
-    Store,
-    now,
-    patience,
-    spool_folder,
-)
+from stages.workflow.store import LATER_CALLS, Store, brief, patience, shown_uri, tracking_root
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-
 _MAX_METRICS, _MAX_PARAMS, _MAX_TAGS = 1000, 100, 100  # of one `log_batch`
 _MAX_VALUE = 6000  # characters of a parameter
 _NOT_IN_KEYS = re.compile(r"[^\w\-. :/]")
+
+
+def now() -> int:
+    """Return the milliseconds since 1970, as MLflow counts."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass
+class Folder:
+    """Files to log: everything under `source`, below `target` among the run's artifacts."""
+
+    source: str
+    target: str
+
+
+@dataclass
+class Model:
+    """A model to log: `store.save_model`'s folder, and an `.npy` file with example images."""
+
+    source: str
+    example: str
+    name: str
+
+
+@dataclass
+class Record:
+    """The part of a stage's log that has not been sent yet.
+
+    Attributes
+    ----------
+    name : of the run in MLflow; empty where there is only an execution to record
+    start, end : milliseconds since 1970
+    run_id : of the run, once it was made
+    inputs : digest of each dependency by its path
+    metrics : key, value, time in milliseconds, step
+    status : MLflow's, at the end of the stage
+    pid : of the process that still writes this record
+    execution : of the parent that is to be made when the run has ended (see `executions`)
+    """
+
+    name: str
+    start: int
+    tags: dict[str, str] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+    metrics: list[tuple[str, float, int, int]] = field(default_factory=list)
+    folders: list[Folder] = field(default_factory=list)
+    models: list[Model] = field(default_factory=list)
+    run_id: str | None = None
+    status: str | None = None
+    end: int | None = None
+    pid: int | None = None
+    execution: dict[str, Any] | None = None
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Record:
+        """Make a record of what `dataclasses.asdict` returned."""
+        content = dict(content)
+        content["metrics"] = [tuple(item) for item in content["metrics"]]
+        content["folders"] = [Folder(**item) for item in content["folders"]]
+        content["models"] = [Model(**item) for item in content["models"]]
+        return cls(**content)
 
 
 @patience(LATER_CALLS)
@@ -87,7 +140,7 @@ def _send_batches(record: Record, client: MlflowClient, run_id: str) -> None:
 
 
 def _send_inputs(client: MlflowClient, run_id: str, inputs: Mapping[str, str]) -> None:
-    """Dependencies as MLflow inputs: the UI shows them and `search_runs` finds them by digest.
+    """Log dependencies as MLflow inputs: the UI shows them and `search_runs` finds them by digest.
 
     The entities are what `MetaDataset` makes of a local path: a name and a digest, no data.
     """
@@ -107,11 +160,11 @@ def _send_inputs(client: MlflowClient, run_id: str, inputs: Mapping[str, str]) -
 
 
 def _key(name: str) -> str:
-    """A name as MLflow takes it."""
+    """Return a name as MLflow takes it."""
     return _NOT_IN_KEYS.sub("_", name)[:250]
 
 
-def keep(record: Record, folder: Path) -> None:
+def spool(record: Record, folder: Path) -> None:
     """Write what `record` still holds into `folder`, with copies of its files.
 
     The copies are needed: by the time that they are sent, another run may have replaced the
@@ -134,14 +187,27 @@ def keep(record: Record, folder: Path) -> None:
     partial.replace(folder / "record.json")
 
 
+def spool_folder() -> Path:
+    """Return the folder where records wait for a server that did not answer."""
+    return tracking_root() / ".winnow" / "spool"
+
+
 def new_spool_folder(name: str) -> Path:
-    """A folder for one record; their names sort in the order of time."""
+    """Name a folder for one record; their names sort in the order of time."""
     safe = re.sub(r"[^\w\-]", "-", name)
     return spool_folder() / f"{time.time_ns():020d}-{safe}"
 
 
-def kept_records() -> Iterator[tuple[Path, Record]]:
-    """The records in the spool, oldest first, less those whose stage is still running."""
+def refused_message(error: BaseException) -> str:
+    """Say that MLflow did not take a record, and how to send it from the spool."""
+    return (
+        f"MLflow at {shown_uri()} does not take this ({brief(error)}); kept in "
+        f"{os.path.relpath(spool_folder())}: `python -m stages.workflow.send` sends it"
+    )
+
+
+def spooled_records() -> Iterator[tuple[Path, Record]]:
+    """Read the records in the spool, oldest first, less those whose stage is still running."""
     import psutil
 
     for path in sorted(spool_folder().glob("*/record.json")):

@@ -1,8 +1,4 @@
-"""The run of one stage: what it may log, and what becomes of it.
-
-Every failure of tracking ends here, in one warning and a record in the spool.
-
-MLflow runs and DVC lineage: what a stage logs, and how its run is found again.
+"""Record a stage as a run in MLflow: what it may log, and what becomes of the run.
 
 Tracking never fails a stage. Where the server does not answer, one warning says so, and what
 would have been logged waits in `.winnow/spool`; ``python -m stages.workflow.send`` sends it.
@@ -35,27 +31,26 @@ from stages.workflow.executions import (
 )
 from stages.workflow.lineage import Lineage, open_repo, pipeline_nodes, stage_lineage
 from stages.workflow.params import Params
-from stages.workflow.records import keep, new_spool_folder, send
-from stages.workflow.store import (
-    TAG,
+from stages.workflow.records import (
     Folder,
     Model,
     Record,
+    new_spool_folder,
+    now,
+    refused_message,
+    send,
+    spool,
+)
+from stages.workflow.store import (
+    TAG,
     Store,
     brief,
-    now,
     open_store,
     report_unknown,
-    shown_path,
-    shown_uri,
-    spool_folder,
     tracking_off,
     warn,
     warn_only,
 )
-
-__all__ = ["StageRun", "stage_run"]
-
 
 EXECUTION = "WINNOW_EXECUTION"  # set by the flow for its stages: the execution that they belong to
 PARENT_RUN = "WINNOW_PARENT_RUN"  # likewise: the run that they are nested under
@@ -63,7 +58,7 @@ _SHELLS = {"sh", "bash", "dash", "zsh", "fish", "ksh"}
 
 
 class StageRun:
-    """What a stage may log. Tracking never fails a stage: every method only warns.
+    """Takes what a stage logs. Tracking never fails a stage: every method only warns.
 
     This class itself logs nothing; it is what `WINNOW_TRACKING=off` gives.
     """
@@ -106,8 +101,8 @@ class TrackedRun(StageRun):
         warn_only("what DVC knows of this stage is not recorded", lambda: self._describe(name, params))
         try:
             self.store = open_store()
-            mine = {"kind": "stage", "stage": self.record.tags[f"{TAG}stage"], "workspace": workspace_id()}
-            end_left_open(self.store, mine)
+            tags = {"kind": "stage", "stage": self.record.tags[f"{TAG}stage"], "workspace": workspace_id()}
+            end_left_open(self.store, tags)
         except Exception as error:
             self._lose_store(error)
         self._flush()
@@ -182,14 +177,16 @@ class TrackedRun(StageRun):
         self._flush()
 
     def _describe(self, name: str, params: Params | None) -> None:
-        """Tags, parameters and inputs, from DVC where it started this stage."""
+        """Note tags, parameters and inputs, from DVC where it started this stage."""
         record = self.record
         record.tags = {f"{TAG}stage": name, f"{TAG}lineage": "none: run by hand"}
         record.tags |= context_tags("stage")
         if "DVC_STAGE" not in os.environ:
             values = params.model_dump(mode="json") if params is not None else {}
-            own = {key: value for key, value in values.items() if key == name or not isinstance(value, dict)}
-            record.params = text_params(own)
+            relevant = {
+                key: value for key, value in values.items() if key == name or not isinstance(value, dict)
+            }
+            record.params = text_params(relevant)
             return
         address = os.environ["DVC_STAGE"]
         record.name = address.rpartition(":")[2]
@@ -215,20 +212,17 @@ class TrackedRun(StageRun):
                 self._lose_store(error)
         if self._spool is None:
             self._spool = new_spool_folder(self.record.name)
-        spool = self._spool
-        warn_only("what this stage logs is lost", lambda: keep(self.record, spool))
+        folder = self._spool
+        warn_only("what this stage logs is lost", lambda: spool(self.record, folder))
 
     def _lose_store(self, error: Exception) -> None:
         self.store = None
-        warn(
-            f"MLflow at {shown_uri()} does not take this ({brief(error)}); kept in "
-            f"{shown_path(spool_folder())}: `python -m stages.workflow.send` sends it"
-        )
+        warn(refused_message(error))
 
 
 @contextmanager
 def stage_run(name: str, params: Params | None) -> Iterator[StageRun]:
-    """The MLflow run of a stage: FINISHED, FAILED, or KILLED where it was interrupted.
+    """Open the MLflow run of a stage, and end it as FINISHED, FAILED, or KILLED where it was interrupted.
 
     Parameters
     ----------
@@ -251,7 +245,7 @@ def stage_run(name: str, params: Params | None) -> Iterator[StageRun]:
 
 
 def execution_id() -> str:
-    """What names the execution that this stage belongs to.
+    """Return the id of the execution that this stage belongs to.
 
     The flow says it; under plain `dvc repro` it is the process of DVC, which all of its stages have
     as their ancestor.
@@ -263,7 +257,7 @@ def execution_id() -> str:
 
 
 def _orderer() -> tuple[int, int]:
-    """The process that ordered this one, shells left out: its id, and when it started (ms since 1970)."""
+    """Find the process that ordered this one, shells left out: its id, and its start (ms since 1970)."""
     import psutil
 
     ancestors = [process for process in psutil.Process().parents() if process.name() not in _SHELLS]
@@ -272,7 +266,7 @@ def _orderer() -> tuple[int, int]:
 
 
 def _execution_of(lineage: Lineage | None) -> Execution:
-    """This execution, as the last stage of a plain `dvc repro` sees it."""
+    """Describe this execution, as the last stage of a plain `dvc repro` sees it."""
     if lineage is None:
         raise WinnowError("DVC did not start this stage")
     with open_repo() as repo:

@@ -1,12 +1,11 @@
-"""What all sections of ``params.yaml`` have in common.
+"""Define the sections of ``params.yaml``: their keys, and the values that each takes.
 
-The sections about data: what comes in, what is wrong with it, what is made.
-
-The sections about training: networks, the loop, transfer, and how models are scored.
+What sections have in common comes first, then those about data, then those about training.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -27,6 +26,7 @@ from stages.learning.names import (
     TestTime,
     Transfer,
 )
+from stages.noise.labels import RULES
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -38,6 +38,15 @@ Name = Annotated[str, Field(min_length=1)]
 Chance = Annotated[float, Field(ge=0.0, lt=1.0)]
 NotNegative = Annotated[float, Field(ge=0.0, le=1e6)]
 Architecture = Name  # torchvision knows some eighty: `check` looks them up
+
+
+def _known_rule(name: str) -> str:
+    if name not in RULES:
+        raise ValueError(f"must be one of {', '.join(map(repr, RULES))}")
+    return name
+
+
+NoiseRule = Annotated[str, AfterValidator(_known_rule)]
 SimpleMethod = Literal["random", "smote", "borderline_smote", "adasyn", "smote_enn", "smote_tomek"]
 
 # The loss, or the class weighting, that takes each constant.
@@ -49,6 +58,16 @@ class Section(BaseModel):
     """A section of ``params.yaml``: no unknown keys, no silent conversions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for problem in self.problems():
+            raise ValueError(problem)
+        return self
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong between the keys, each by itself being right; the first is reported."""
+        yield from ()
 
 
 class Columns(Section):
@@ -72,7 +91,7 @@ def _source_format(name: str) -> str:
 
 
 class Ingest(Section):
-    """Where the images come from, the shape they are brought to, and how they are split."""
+    """The source of the images, the shape they are brought to, and how they are split."""
 
     source: Name
     format: Annotated[str, AfterValidator(_source_format)]
@@ -86,11 +105,10 @@ class Ingest(Section):
     leaked: Literal["leave_out", "keep"]
     max_quarantine: Probability
 
-    @model_validator(mode="after")
-    def _leave_some_for_training(self) -> Self:
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong between the keys."""
         if self.val_share + self.test_share >= 1.0:
-            raise ValueError("val_share + test_share must be less than 1: nothing is left to train on")
-        return self
+            yield "val_share + test_share must be less than 1: nothing is left to train on"
 
 
 class Simulate(Section):
@@ -116,53 +134,40 @@ class DetectNoise(Section):
     shift: Annotated[int, Field(ge=0, le=1024)]
     flip: bool
     downweight_suspects: bool
-    rule: Literal[
-        "auto",
-        "margin",
-        "corrected_margin",
-        "prune_by_class",
-        "prune_by_noise_rate",
-        "both",
-        "confident_learning",
-        "predicted_neq_given",
-        "low_normalized_margin",
-        "low_self_confidence",
-    ]
+    rule: NoiseRule
     neighbors: Annotated[int, Field(ge=1, le=100)]
     image_checks: Literal["auto"] | list[Literal[PixelKind, ShapeKind]]
 
-    @model_validator(mode="after")
-    def _each_model_once(self) -> Self:
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong between the keys."""
         if len(set(self.models)) < len(self.models):
-            raise ValueError("models names an architecture twice; for more of one raise repeats")
-        return self
+            yield "models names an architecture twice; for more of one raise repeats"
 
 
 class LabelErrorPolicy(Section):
-    """What is done about label errors: `action` from `confidence` on, else `otherwise`."""
+    """The policy for label errors: `action` from `confidence` on, else `otherwise`."""
 
     action: Literal["relabel", "drop", "reweight", "keep"]
     confidence: Probability
     otherwise: Literal["drop", "reweight", "keep"]
 
-    @model_validator(mode="after")
-    def _milder_where_less_sure(self) -> Self:
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong between the keys."""
         if self.action == "reweight" and self.otherwise == "drop":
-            raise ValueError(
+            yield (
                 "with action 'reweight', otherwise must be 'reweight' or 'keep': "
                 "what is less sure is not dropped"
             )
-        return self
 
 
 class IssuePolicy(LabelErrorPolicy):
-    """The same for any other kind of issue, which suggests no label."""
+    """The policy for any other kind of issue, which suggests no label."""
 
     action: Literal["drop", "reweight", "keep"]
 
 
 class Curate(Section):
-    """What is done about each kind of issue in the training split, and how far it may go."""
+    """The policy for each kind of issue in the training split, and how far it may go."""
 
     label_error: LabelErrorPolicy
     outlier: IssuePolicy
@@ -209,11 +214,10 @@ class Augment(Section):
     min_recognised: Probability
     destroying: Literal["leave_out", "warn", "stop"]
 
-    @model_validator(mode="after")
-    def _some_policy(self) -> Self:
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong between the keys."""
         if self.preset is None and self.policy is None:
-            raise ValueError("preset and policy are both null: name a preset, or a policy ([]: no copies)")
-        return self
+            yield "preset and policy are both null: name a preset, or a policy ([]: no copies)"
 
 
 class Gan(Section):
@@ -228,7 +232,7 @@ class Gan(Section):
 
 
 class Gate(Section):
-    """What generated images have to pass before they may be trained on."""
+    """The gate that generated images have to pass before they may be trained on."""
 
     min_agreement: Probability
     copy_quantile: Probability
@@ -254,8 +258,8 @@ class Synthesize(Section):
     gate: Gate
 
 
-class LayerChoices(Section):
-    """What networks of our own are built of."""
+class LayerOptions(Section):
+    """The layers of networks of our own."""
 
     activation: Activation
     initialisation: Initialisation
@@ -280,24 +284,23 @@ class LossConstants(Section):
     effective_beta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
 
 
-class EnsembleChoices(Section):
+class EnsembleOptions(Section):
     """Networks that are saved as one model."""
 
     members: Annotated[int, Field(ge=1, le=100)]
     over: Literal["seeds", "folds"]
 
-    @model_validator(mode="after")
-    def _two_folds(self) -> Self:
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong between the keys."""
         if self.over == "folds" and self.members < 2:
-            raise ValueError("over = 'folds' needs at least 2 members: each leaves one fold out")
-        return self
+            yield "over = 'folds' needs at least 2 members: each leaves one fold out"
 
 
 class Train(Section):
     """The training loop; ``baseline`` uses the same section on the untreated split."""
 
     model: Architecture
-    layers: LayerChoices
+    layers: LayerOptions
     epochs: Count
     batch_size: Count
     optimiser: Optimiser
@@ -329,67 +332,42 @@ class Train(Section):
     compile: Compile
     devices: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)]
     early_stopping: bool
-    ensemble: EnsembleChoices
+    ensemble: EnsembleOptions
     use_augmented: bool
     use_synthetic: bool
     max_made: Positive
 
-    @model_validator(mode="after")
-    def _flips_to_alternate(self) -> Self:
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong between the keys."""
         if self.alternate_flips and not self.flip:
-            raise ValueError("alternate_flips says how images are flipped: set flip to true, or it to false")
-        return self
-
-    @model_validator(mode="after")
-    def _deferred_weights(self) -> Self:
+            yield "alternate_flips says how images are flipped: set flip to true, or it to false"
         if self.deferred and self.class_weighting == "none":
-            raise ValueError(
-                "deferred says when class weights come in: choose a class_weighting, or set it to 0"
-            )
+            yield "deferred says when class weights come in: choose a class_weighting, or set it to 0"
         if self.deferred and self.loss == "balanced_softmax":
-            raise ValueError(
+            yield (
                 "loss = 'balanced_softmax' evens out what class weights leave: deferred ones would come on "
                 "top of it; set deferred to 0, or take another loss"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _classes_evened_out_once(self) -> Self:
         twice = self.sampling == "balanced" and self.class_weighting != "none"
         if twice and self.loss != "balanced_softmax":  # which takes out whatever the two make of the classes
-            raise ValueError(
+            yield (
                 f"sampling = 'balanced' and class_weighting = {self.class_weighting!r} even the classes out "
                 "twice, so that rare ones outweigh the others: choose one of them"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _constants_that_something_takes(self) -> Self:
         for name, value in self.loss_options:
             if value is not None and _TAKEN_BY[name] not in (self.loss, self.class_weighting):
                 key = "class_weighting" if name == "effective_beta" else "loss"
-                raise ValueError(
+                yield (
                     f"loss_options.{name} is for {key} = {_TAKEN_BY[name]!r}, not {getattr(self, key)!r}: "
                     "take it out"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _an_image_for_each_device(self) -> Self:
         if self.devices != "auto" and self.devices > self.batch_size:
-            raise ValueError(
+            yield (
                 f"devices = {self.devices} share each batch, and batch_size = {self.batch_size} is less: "
                 "some would have no image"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _unmixed_where_samples_are_remembered(self) -> Self:
         if LOSSES[self.loss].by_sample and (self.mixup or self.cutmix):
-            raise ValueError(
-                f"loss = {self.loss!r} judges each image by itself: it does not go with mixup or cutmix"
-            )
-        return self
+            yield f"loss = {self.loss!r} judges each image by itself: it does not go with mixup or cutmix"
 
 
 class Finetune(Section):
@@ -408,47 +386,36 @@ class Finetune(Section):
     coral: NotNegative
     second_weight: NotNegative
 
-    @model_validator(mode="after")
-    def _a_backbone_that_can_move(self) -> Self:
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong between the keys."""
         if self.mode in ("gradual", "layer_wise", "full") and self.backbone_lr_factor == 0:
-            raise ValueError(
+            yield (
                 f"mode = {self.mode!r} trains the backbone, and backbone_lr_factor = 0 freezes it: choose "
                 "feature_extraction, or a factor above 0"
             )
         if self.coral and self.backbone_lr_factor == 0:
-            raise ValueError(
+            yield (
                 "coral moves features, and backbone_lr_factor = 0 freezes the backbone: set coral to 0, or "
                 "choose a factor above 0"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _train_at_all(self) -> Self:
         if self.mode == "feature_extraction":
             if self.head_epochs == 0:
-                raise ValueError(
-                    "mode = 'feature_extraction' trains the head: head_epochs must be at least 1"
-                )
+                yield "mode = 'feature_extraction' trains the head: head_epochs must be at least 1"
         elif self.mode in ("layer_wise", "full"):
             if self.epochs == 0:
-                raise ValueError(f"mode = {self.mode!r} trains everything at once: epochs must be at least 1")
+                yield f"mode = {self.mode!r} trains everything at once: epochs must be at least 1"
         elif self.head_epochs + self.epochs == 0:
-            raise ValueError("head_epochs + epochs must be at least 1")
-        return self
-
-    @model_validator(mode="after")
-    def _features_that_coral_moves(self) -> Self:
+            yield "head_epochs + epochs must be at least 1"
         if self.coral and (self.mode == "feature_extraction" or self.epochs == 0):
-            raise ValueError(
+            yield (
                 "coral moves the features of unlabelled images, and with "
                 + ("epochs = 0" if self.mode != "feature_extraction" else "mode = 'feature_extraction'")
                 + " the backbone stays as it is: set coral to 0, or train the backbone too"
             )
-        return self
 
 
 class Evaluate(Section):
-    """How the test split is scored."""
+    """The scoring of the test split."""
 
     bootstrap: Annotated[int, Field(ge=100)]
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)]

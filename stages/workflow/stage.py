@@ -1,4 +1,4 @@
-"""How a stage behaves as a process: arguments, errors, seeds, one writer, no orphan.
+"""Turn the function of a stage into a command: arguments, errors, threads, one writer, no orphan.
 
 ``@stage`` turns the thin function of a stage into its ``main``: the whole of ``params.yaml`` is
 validated first; a `WinnowError` ends in one line and exit status 2; a second run of the same stage
@@ -53,8 +53,8 @@ def stage(
     ----------
     name : the stage's module name
     arguments : adds the stage's own command line arguments, for those that have any
-    named : the stage's name in dvc.yaml by its arguments, where a module serves more than one
-    tracked : whether it has a run in MLflow, by its arguments; every stage that does not only draw has one
+    named : returns the stage's name in dvc.yaml for its arguments, where a module serves more than one
+    tracked : returns whether it has a run in MLflow; every stage that does not only draw has one
     devices : how many processes share its work, for a stage that can do so; docs/several-devices.md
     """
 
@@ -71,8 +71,8 @@ def stage(
                 arguments(parser)
             options = parser.parse_args(argv)
             stage_name = named(options) if named is not None else name
-            shown = f"{stage_name} (process {processes.rank()})" if processes.rank() else stage_name
-            with clean_exit(shown):
+            title = f"{stage_name} (process {processes.rank()})" if processes.rank() else stage_name
+            with clean_exit(title):
                 end_with_parent()
                 params = load_params()
                 if devices is None and processes.world_size() > 1:
@@ -80,8 +80,13 @@ def stage(
                 if devices is not None and not processes.under_torchrun():
                     number = processes.count(devices(params), params.device)
                     if number > 1:
-                        own = sys.argv[1:] if argv is None else argv
-                        _several(stage_name, number, [f"stages.{name}", *own])
+                        # An execution is named after the process that ordered the stage, and the
+                        # processes that are started here would take this one for it.
+                        os.environ.setdefault(EXECUTION, execution_id())
+                        with only_writer(stage_name):
+                            processes.start(
+                                number, [f"stages.{name}", *(sys.argv[1:] if argv is None else argv)]
+                            )
                         return
                 _prepare(params)
                 with _working(stage_name, params, tracked is None or tracked(options)) as run:
@@ -93,7 +98,7 @@ def stage(
 
 
 def require_root() -> None:
-    """Refuse to work anywhere but in the root of the repository: what is written would litter."""
+    """Raise a WinnowError outside the root of the repository, where what is written would litter."""
     if not Path("dvc.yaml").is_file():
         raise WinnowError(f"there is no dvc.yaml in {Path.cwd()}: run from the root of the repository")
 
@@ -111,19 +116,9 @@ def clean_exit(name: str) -> Iterator[None]:
         raise SystemExit(130) from None
 
 
-def _several(name: str, number: int, arguments: list[str]) -> None:
-    """Run the stage in `number` processes; this one holds the lock and waits.
-
-    An execution is named after the process that ordered the stage, and the others would take this one for it.
-    """
-    os.environ.setdefault(EXECUTION, execution_id())
-    with only_writer(name):
-        processes.start(number, arguments)
-
-
 @contextlib.contextmanager
 def _working(name: str, params: Params, tracked: bool) -> Iterator[StageRun]:
-    """The stage's lock and its MLflow run: the first process's alone, where there are several."""
+    """Hold the stage's lock and its MLflow run: in the first process alone, where there are several."""
     if processes.rank() > 0:
         with processes.quiet_helper():
             yield StageRun()
@@ -207,6 +202,7 @@ def end_with_parent() -> None:
 
 
 def _alive(process: psutil.Process) -> bool:
+    """Tell whether a process still runs; a zombie does not."""
     import psutil
 
     try:

@@ -4,8 +4,9 @@ import pytest
 
 from flows.parent import Parent
 from flows.workspace import Outcome
+from stages.workflow.records import spool_folder
 from stages.workflow.send import send_spool
-from stages.workflow.store import TAG, open_store, spool_folder
+from stages.workflow.store import TAG, open_store
 
 OUTCOMES = [
     Outcome("first", "failed", 1.0, "first failed"),

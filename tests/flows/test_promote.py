@@ -12,8 +12,8 @@ from stages.learning.networks.layers import ModelSpec
 from stages.learning.store import save_model
 from stages.workflow.executions import Entry, Execution, record_execution
 from stages.workflow.models import as_tracking_uri, log_model
-from stages.workflow.records import send
-from stages.workflow.store import TAG, Model, Record, Store, now, open_store
+from stages.workflow.records import Model, Record, now, send
+from stages.workflow.store import TAG, Store, open_store
 
 METRIC = "models.finetune.macro_f1"
 

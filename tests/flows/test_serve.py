@@ -12,8 +12,8 @@ import httpx
 import pytest
 from tiny_repo import environment, ran
 
+from flows.pipeline import check_server
 from flows.serve import check_cron, main
-from flows.server import check_server
 from stages.errors import WinnowError
 
 

@@ -7,17 +7,11 @@ import pytest
 import torch
 
 from stages.dataset.base import Dataset, split_view
+from stages.learning.calibration import Calibration, calibrate, fit_temperature
 from stages.learning.metrics import calibration_error
 from stages.learning.models import Ensemble, build_model
 from stages.learning.networks.layers import ModelSpec
-from stages.learning.prediction import (
-    Calibration,
-    calibrate,
-    fit_temperature,
-    predict,
-    predict_logits,
-    views_of,
-)
+from stages.learning.prediction import predict, predict_logits, views_of
 
 SPEC = ModelSpec("small_cnn", ["a", "b", "c"], (16, 16, 1), [0.5], [0.2])
 

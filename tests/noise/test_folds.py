@@ -6,12 +6,12 @@ import torch
 
 from stages.dataset.base import Dataset, View, split_view
 from stages.errors import WinnowError
-from stages.noise.folds import CrossValidation, Ensemble, cross_validate
+from stages.noise.folds import CrossValidation, OutOfSample, cross_validate
 from stages.noise.labels import find_label_errors
 
 
-def members(**changes) -> Ensemble:
-    return Ensemble(
+def members(**changes) -> CrossValidation:
+    return CrossValidation(
         **{
             "models": ("small_cnn",),
             "folds": 3,
@@ -237,7 +237,7 @@ def test_flips_change_training_and_prediction(noisy):
     np.testing.assert_allclose(asked[:4], asked[4:], atol=1e-5)
 
 
-def same(one: CrossValidation, other: CrossValidation) -> bool:
+def same(one: OutOfSample, other: OutOfSample) -> bool:
     return all(
         getattr(one, field.name).tobytes() == getattr(other, field.name).tobytes() for field in fields(one)
     )

@@ -321,7 +321,7 @@ def test_a_form_without_the_token_writes_nothing(page, queue, token, where):
 def test_each_start_has_a_token_of_its_own(open_page, tiny_dataset):
     page = open_page(tiny_dataset)
     apps = [create_app(page.evidence, None) for _ in range(2)]
-    tokens = {app.state.desk.token for app in apps}
+    tokens = {app.state.session.token for app in apps}
     assert len(tokens) == 2
     assert min(map(len, tokens)) >= 32
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -10,16 +12,32 @@ import pytest
 
 from stages.errors import WinnowError
 from stages.learning.names import ClassWeighting, Loss
+from stages.noise.labels import RULES
 from stages.workflow.params import Params, load_params, parse_params
 from stages.workflow.schema import _TAKEN_BY, LossConstants
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_shipped_file_is_valid() -> None:
     params = load_params(ROOT / "params.yaml")
     assert params.ingest.source == "data/raw/digits"
     assert params.train.learning_rate == 0.005
+
+
+def test_every_rule_of_the_table_is_a_choice_and_in_the_docs(make_params: Callable[..., Params]) -> None:
+    docs = (ROOT / "docs/noise.md").read_text("utf-8")
+    for rule in RULES:
+        assert make_params({"detect_noise.rule": rule}).detect_noise.rule == rule
+        assert f"`{rule}`" in docs
+
+
+def test_the_schema_is_light_to_import() -> None:
+    """`check` and every command read it before anything else."""
+    heavy = ["torch", "torchvision", "cleanlab", "sklearn", "scipy", "pandas", "mlflow", "dvc", "prefect"]
+    code = f"import sys, stages.workflow.params; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_every_key_must_be_given(params_dict: dict[str, Any]) -> None:
@@ -46,6 +64,7 @@ def test_every_key_must_be_given(params_dict: dict[str, Any]) -> None:
         ("simulate.max_per_class", 0, ["simulate.max_per_class = 0", "greater than or equal to 1"]),
         ("detect_noise.models", [], ["detect_noise.models = []", "at least 1"]),
         ("detect_noise.models", ["resnet18"] * 2, ["detect_noise: models names an architecture twice"]),
+        ("detect_noise.rule", "margins", ["detect_noise.rule = 'margins'", "'auto', 'margin', "]),
         ("detect_noise.image_checks", ["dak"], ["detect_noise.image_checks.0 = 'dak'", "'dark', 'light'"]),
         ("curate.outlier", "drop", ["curate.outlier = 'drop'", "valid dictionary"]),
         ("curate.outlier.action", "relabel", ["curate.outlier.action = 'relabel'", "'drop', 'reweight'"]),

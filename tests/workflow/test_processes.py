@@ -58,6 +58,8 @@ def gone(pid: int, seconds: float = 300.0) -> bool:
 def test_the_error_of_one_process_ends_all_with_its_status_and_says_nothing_besides(tmp_path: Path):
     job = """
 if processes.rank() == 1:
+    while not pathlib.Path("pid0").exists() or not pathlib.Path("pid0").read_text():
+        time.sleep(0.05)  # on a busy machine the other one would end before it said who it is
     print("mine", file=sys.stderr)
     sys.exit(2)
 time.sleep(1000)

@@ -13,10 +13,11 @@ from tiny_repo import change_parameter, dvc, environment, ran
 
 from stages.errors import WinnowError
 from stages.workflow.params import Params
+from stages.workflow.records import spool_folder
 from stages.workflow.runs import StageRun, stage_run
 from stages.workflow.send import main as send_main
 from stages.workflow.send import send_spool
-from stages.workflow.store import TAG, Store, open_store, spool_folder
+from stages.workflow.store import TAG, Store, open_store
 
 PARENT = "mlflow.parentRunId"
 

@@ -24,7 +24,8 @@ from stages.learning.networks.layers import ModelSpec, Preprocessing
 from stages.learning.prediction import predict
 from stages.learning.store import save_model
 from stages.workflow.models import log_model
-from stages.workflow.store import Model, open_store
+from stages.workflow.records import Model
+from stages.workflow.store import open_store
 
 SPEC = ModelSpec(
     "small_cnn", ["a", "b"], (16, 16, 3), [0.4] * 3, [0.3] * 3, preprocessing=Preprocessing("crop", "rgb")

@@ -12,7 +12,7 @@ from stages.learning.models import build_model
 from stages.learning.networks.layers import ModelSpec
 from stages.learning.resume import code_files
 from stages.learning.store import save_model
-from stages.noise.folds import _CODE, Ensemble, cross_validate, inputs_digest
+from stages.noise.folds import _CODE, CrossValidation, cross_validate, inputs_digest
 
 # The samples' tables, messages, and rules that are applied to finished probabilities: no fold's figures
 # follow from their code. What they hold of the data is in the digest.
@@ -28,7 +28,7 @@ NO_FIGURES = {
     "stages/noise/labels.py",
 }
 SPEC = ModelSpec("small_cnn", ["a", "b", "c"], (16, 16, 1), [0.2], [0.3])
-CHOICES = Ensemble(("small_cnn",), folds=2, repeats=1, epochs=1, batch_size=16, learning_rate=5e-3)
+CHOICES = CrossValidation(("small_cnn",), folds=2, repeats=1, epochs=1, batch_size=16, learning_rate=5e-3)
 
 
 @pytest.fixture
