@@ -1,4 +1,4 @@
-"""Transformed copies for the rare classes, by a policy of albumentations' transforms."""
+"""Stage `augment`: make transformed copies for the rare classes, by albumentations' transforms."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def augment(
     seed: int,
     description: str = "",
 ) -> Dataset:
-    """The delta of transformed copies; empty where the policy is, or no class needs any.
+    """Make the delta of transformed copies; an empty one where the policy is empty or no class needs any.
 
     A copy weighs `weight` times what source and ledger give its parent.
 
@@ -79,7 +79,7 @@ def augment(
 def examine(
     real: View, quota: NDArray[np.int64], params: Params, groups: NDArray[np.object_] | None = None
 ) -> PolicyVerdict:
-    """The policy to use: checked, and tried on images of classes that a model tells apart.
+    """Check the policy, and whether a model still recognises the images after it.
 
     Parameters
     ----------
@@ -136,22 +136,22 @@ def examine(
 
 
 def policy_of(section: Augment) -> tuple[Policy, str]:
-    """The policy of `params.yaml` or of its preset, and its key."""
-    own = None
+    """Return the policy of `params.yaml`, or of its preset, and its key there."""
+    policy = None
     if section.policy is not None:
-        own = [(transform.name, transform.args) for transform in section.policy]
-    return choose_policy(section.preset, own)
+        policy = [(transform.name, transform.args) for transform in section.policy]
+    return choose_policy(section.preset, policy)
 
 
 def class_table(real: View, delta: Dataset, targets: NDArray[np.int64]) -> pd.DataFrame:
-    """Images of each class: `class`, `real`, `target` and `augmented`."""
-    made = delta.samples["label"].value_counts().reindex(real.classes, fill_value=0)
+    """Count the images of each class: `class`, `real`, `target` and `augmented`."""
+    copies = delta.samples["label"].value_counts().reindex(real.classes, fill_value=0)
     return pd.DataFrame(
         {
             "class": real.classes,
             "real": real.class_counts,
             "target": targets,
-            "augmented": made.to_numpy(np.int64),
+            "augmented": copies.to_numpy(np.int64),
         }
     )
 
@@ -159,7 +159,7 @@ def class_table(real: View, delta: Dataset, targets: NDArray[np.int64]) -> pd.Da
 def transformed_examples(
     real: View, section: Augment, verdict: PolicyVerdict, seed: int
 ) -> tuple[pd.DataFrame, NDArray[np.uint8]]:
-    """Show what each transform does by itself, also those that were left out.
+    """Apply each transform by itself to some images, also those that were left out.
 
     Returns
     -------
@@ -167,7 +167,9 @@ def transformed_examples(
     uint8 M×H×W×C.
     """
     decided = dict(zip(verdict.table["key"], verdict.table["decision"], strict=True))
-    originals = _some_of_each(real)
+    # The first images of as many classes as there is room for, of all where they are fewer.
+    turn = pd.Series(real.labels).groupby(real.labels).cumcount().to_numpy()
+    originals = np.lexsort((real.labels, turn))[:_TRANSFORMED]
     ids = [str(name) for name in real.sample_ids[originals]]
     rows, images = [], [real.images[:0]]
     for part in parts(*policy_of(section)) if ids else []:
@@ -179,13 +181,8 @@ def transformed_examples(
     return table, np.concatenate(images)
 
 
-def _some_of_each(real: View) -> NDArray[np.int64]:
-    """The first images of as many classes as there is room for, of all where they are fewer."""
-    turn = pd.Series(real.labels).groupby(real.labels).cumcount().to_numpy()
-    return np.lexsort((real.labels, turn))[:_TRANSFORMED]
-
-
 def _summary(table: pd.DataFrame, section: Augment, verdict: PolicyVerdict) -> Mapping[str, Any]:
+    """Return the content of `summary.json`."""
     return {
         "preset": section.preset,
         "real": int(table["real"].sum()),
@@ -200,22 +197,27 @@ def _summary(table: pd.DataFrame, section: Augment, verdict: PolicyVerdict) -> M
 
 @stage("augment")
 def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
-    """Make transformed copies of the curated training images of the rare classes."""
+    """Make transformed copies of the curated training images of the rare classes.
+
+    Reads data/ingested and data/curated; writes data/augmented and reports/augment.
+    """
     base = dataset.read_dataset(dataset.INGESTED)
     ledger = dataset.read_ledger()
     section = params.augment
     real = dataset.split_view(base, "train", ledger)
     default = ClassTarget(section.to, section.max_factor)
-    own = {name: ClassTarget(target.to, target.max_factor) for name, target in section.per_class.items()}
+    per_class = {
+        name: ClassTarget(target.to, target.max_factor) for name, target in section.per_class.items()
+    }
     try:
-        targets = target_sizes(real.class_counts, default, real.classes, own)
+        targets = target_sizes(real.class_counts, default, real.classes, per_class)
     except WinnowError as error:
         raise WinnowError(f"augment.{error}") from error
-    quota = quotas(real.class_counts, default, real.classes, own)
+    quota = quotas(real.class_counts, default, real.classes, per_class)
     groups = base.samples.set_index("sample_id").loc[real.sample_ids, "group"].to_numpy(object)
     verdict = examine(real, quota, params, groups)
-    for said in [f"WARNING: {said}" for said in verdict.warnings] + verdict.notes:
-        print(f"augment: {said}", file=sys.stderr)
+    for line in [f"WARNING: {warning}" for warning in verdict.warnings] + verdict.notes:
+        print(f"augment: {line}", file=sys.stderr)
     delta = augment(
         base, ledger, verdict.policy, quota, weight=section.weight, seed=params.seed, description="augment"
     )

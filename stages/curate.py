@@ -1,4 +1,4 @@
-"""Stage `curate`: what is done about every sample, by whom, and why."""
+"""Stage `curate`: decide what is done about every sample, by whom, and why."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from stages.workflow.runs import StageRun
 from stages.workflow.schema import Curate
 from stages.workflow.stage import stage
 
-_MOST_NAMED = 3  # of unknown samples, in a warning
+_MAX_NAMED = 3  # of unknown samples, in a warning
 
 
 @stage("curate")
@@ -85,20 +85,22 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     run.log_metrics({f"protection.{name}": count for name, count in totals["protection"].items()})
     run.log_artifacts(REPORTS / "curate")
     print("training split: " + ", ".join(f"{count} {name}" for name, count in actions.items()))
-    _tell(totals["protection"], unlabeled, len(queue))
+    _print_review(totals["protection"], unlabeled, len(queue))
 
 
 def _warn_of_unknown(unknown: list[str], reviews: int) -> None:
+    """Warn of reviews of samples that are not in the data."""
     if unknown:
-        more = f" and {len(unknown) - _MOST_NAMED} more" if len(unknown) > _MOST_NAMED else ""
+        more = f" and {len(unknown) - _MAX_NAMED} more" if len(unknown) > _MAX_NAMED else ""
         print(
             f"curate: warning: {len(unknown)} of {reviews} reviews in {REVIEWS} are of samples that "
-            f"are not in the data ({', '.join(unknown[:_MOST_NAMED])}{more}); they were left out",
+            f"are not in the data ({', '.join(unknown[:_MAX_NAMED])}{more}); they were left out",
             file=sys.stderr,
         )
 
 
-def _tell(protection: Mapping[str, int], unlabeled: Mapping[str, int], waiting: int) -> None:
+def _print_review(protection: Mapping[str, int], unlabeled: Mapping[str, int], waiting: int) -> None:
+    """Print what is left for reviewers, and why."""
     for name, count in protection.items():
         if count:
             print(f"kept for review: {count}, because {PROTECTIONS[name]}")
@@ -110,14 +112,14 @@ def _tell(protection: Mapping[str, int], unlabeled: Mapping[str, int], waiting: 
     print(f"{waiting} samples wait for review: {REPORTS / 'curate' / 'review_queue.csv'}, or `make review`")
 
 
-def read_policy(choices: Curate) -> Policy:
-    """The section `curate` of params.yaml as the noise room knows it."""
-    given = choices.model_dump()
-    return Policy(kinds={kind: KindPolicy(**given.pop(kind)) for kind in KINDS}, **given)
+def read_policy(section: Curate) -> Policy:
+    """Turn the section `curate` of params.yaml into a policy."""
+    settings = section.model_dump()
+    return Policy(kinds={kind: KindPolicy(**settings.pop(kind)) for kind in KINDS}, **settings)
 
 
 def read_noise(base: Dataset) -> tuple[pd.DataFrame, NDArray[np.floating]]:
-    """The issues, and the probabilities (N×K), of the samples of `base`.
+    """Read the issues, and the probabilities (N×K), of the samples of `base`.
 
     Raises
     ------
@@ -148,23 +150,23 @@ def check_classes_survive(ledger: pd.DataFrame, classes: list[str]) -> None:
 def review_queue(
     samples: pd.DataFrame, issues: pd.DataFrame, ledger: pd.DataFrame, conflicts: pd.DataFrame
 ) -> pd.DataFrame:
-    """What nobody has looked at, the most pressing first.
+    """List the suspects that nobody has looked at, the most pressing first.
 
     First what only a protection of its class kept from the policy, then conflicting labels, of which
     one at least is wrong, then suspected label errors of every split; of each the least plausible
     labels first. All tables but `conflicts` are in the same order.
     """
     conflicting = issues["sample_id"].isin(conflicts["sample_id"]).to_numpy()
-    asked = ledger["reason"].str.endswith(FOR_REVIEW).to_numpy(bool)
-    suspected = conflicting | asked | issues["is_label_issue"].to_numpy(bool)
-    open_ = suspected & (ledger["decided_by"] != "reviewer").to_numpy()
+    for_review = ledger["reason"].str.endswith(FOR_REVIEW).to_numpy(bool)
+    suspected = conflicting | for_review | issues["is_label_issue"].to_numpy(bool)
+    waiting = suspected & (ledger["decided_by"] != "reviewer").to_numpy()
     protected = (explain(ledger)["protection"] != "").to_numpy()
     columns = ["sample_id", "split", "given_label", "suggested_label", "suggested_score", "label_score"]
-    queue = issues.loc[open_, columns].assign(
-        action=ledger.loc[open_, "action"].to_numpy(),
-        reason=ledger.loc[open_, "reason"].to_numpy(),
-        source=samples.loc[open_, "source"].to_numpy(),
-        turn=np.select([protected, conflicting], [0, 1], 2)[open_],
+    queue = issues.loc[waiting, columns].assign(
+        action=ledger.loc[waiting, "action"].to_numpy(),
+        reason=ledger.loc[waiting, "reason"].to_numpy(),
+        source=samples.loc[waiting, "source"].to_numpy(),
+        turn=np.select([protected, conflicting], [0, 1], 2)[waiting],
     )
     queue = queue.sort_values(["turn", "label_score", "sample_id"])
     return queue.drop(columns="turn").round(4)

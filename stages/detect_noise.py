@@ -1,4 +1,4 @@
-"""Stage `detect_noise`: what is probably wrong with each sample, and how sure that is."""
+"""Stage `detect_noise`: find what is probably wrong with each sample, and how sure that is."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from stages.workflow.stage import stage
 if TYPE_CHECKING:
     from stages.noise.issues import Findings
 
-_TELLING = 0.05  # p-value
+_SIGNIFICANT = 0.05  # p-value under which the order of the files is reported
 # Outside the outs, which DVC deletes before each run; ignored by git and DVC.
 CHECKPOINTS = Path(".winnow/detect_noise")
 
@@ -40,10 +40,10 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     base = read_dataset(INGESTED)
     findings, pred_probs, embeddings, history = detect_noise(base, params.detect_noise, params)
     issues, summary = findings.issues, summarise(findings)
-    alone = classes_of_one_group(base)
-    if alone:
+    unjudged = classes_of_one_group(base)
+    if unjudged:
         print(
-            f"detect_noise: WARNING: no label of {shorten(', '.join(alone), 80)} is called wrong: all "
+            f"detect_noise: WARNING: no label of {shorten(', '.join(unjudged), 80)} is called wrong: all "
             "training images of the class are of one group, and no model learns it without them; bring "
             "images of another",
             file=sys.stderr,
@@ -71,20 +71,19 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     for split, row in splits.items():
         found = ", ".join(f"{count} {name}" for name, count in row.items() if name != "samples" and count)
         print(f"{split}: {found or 'nothing'} among {row['samples']}")
-    off = [f"{kind} ({said})" for kind, said in summary["checks"].items() if said != "on"]
-    if off:
-        print(f"not looked for: {', '.join(off)}")
-    if summary["non_iid"] is not None and summary["non_iid"] < _TELLING:
+    skipped = [f"{kind} ({reason})" for kind, reason in summary["checks"].items() if reason != "on"]
+    if skipped:
+        print(f"not looked for: {', '.join(skipped)}")
+    if summary["non_iid"] is not None and summary["non_iid"] < _SIGNIFICANT:
         print(f"the order of the files tells something of the images (p = {summary['non_iid']:.3g})")
 
 
 def detect_noise(
-    base: Dataset, choices: DetectNoise, params: Params
+    base: Dataset, section: DetectNoise, params: Params
 ) -> tuple[Findings, NDArray[np.float32], NDArray[np.float32], list[dict[str, float]]]:
-    """Findings, probabilities (N×K), embeddings (N×D), and a row of figures a fold.
+    """Return findings, probabilities (N×K), embeddings (N×D), and a row of metrics a fold.
 
-    Unlabelled samples have rows as all others: the models are asked about them, and learn nothing
-    from them.
+    Unlabelled samples have rows like all others: the models predict them, and learn nothing from them.
     """
     from stages.noise.folds import CrossValidation, cross_validate
     from stages.noise.issues import find_issues
@@ -96,16 +95,16 @@ def detect_noise(
         train,
         np.asarray(base.images[base.samples.loc[~in_training, "row"].to_numpy()]),
         CrossValidation(
-            models=tuple(choices.models),
-            folds=choices.folds,
-            repeats=choices.repeats,
-            epochs=choices.epochs,
-            batch_size=choices.batch_size,
-            learning_rate=choices.learning_rate,
-            shift=choices.shift,
-            flip=choices.flip,
-            downweight_suspects=choices.downweight_suspects,
-            pretrained=choices.pretrained,
+            models=tuple(section.models),
+            folds=section.folds,
+            repeats=section.repeats,
+            epochs=section.epochs,
+            batch_size=section.batch_size,
+            learning_rate=section.learning_rate,
+            shift=section.shift,
+            flip=section.flip,
+            downweight_suspects=section.downweight_suspects,
+            pretrained=section.pretrained,
         ),
         seed=params.seed,
         groups=base.samples.loc[in_training, "group"].to_numpy(object),
@@ -125,44 +124,44 @@ def detect_noise(
         pred_probs,
         embeddings,
         base.classes,
-        rule=choices.rule,
-        neighbors=choices.neighbors,
+        rule=section.rule,
+        neighbors=section.neighbors,
         judged=judged,
         agreement=votes,
         images=base.images if in_order else np.asarray(base.images[rows]),
-        checks=choices.image_checks,
+        checks=section.image_checks,
         seed=params.seed,
     )
     return findings, pred_probs, embeddings, history
 
 
 def _interleave(
-    first: NDArray[np.bool_], yes: NDArray[np.float32], no: NDArray[np.float32]
+    in_training: NDArray[np.bool_], training: NDArray[np.float32], other: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Rows of `yes` where `first` is true, of `no` elsewhere."""
-    together = np.empty((len(first), yes.shape[1]), np.float32)
-    together[first], together[~first] = yes, no
-    return together
+    """Put the rows of the training samples and of the others into the order of the base."""
+    rows = np.empty((len(in_training), training.shape[1]), np.float32)
+    rows[in_training], rows[~in_training] = training, other
+    return rows
 
 
 def classes_of_one_group(base: Dataset) -> list[str]:
-    """Classes whose training images, more than one, are all of one group: no fold can judge them."""
+    """Return the classes whose training images, more than one, are all of one group: no fold judges them."""
     training = base.samples[base.samples["split"] == "train"]
     groups = training.groupby("label")["group"].agg(["size", "nunique"])
-    alone = groups.index[(groups["size"] > 1) & (groups["nunique"] == 1)]
-    return [name for name in base.classes if name in alone]
+    names = groups.index[(groups["size"] > 1) & (groups["nunique"] == 1)]
+    return [name for name in base.classes if name in names]
 
 
 def summarise(findings: Findings) -> dict[str, Any]:
-    """Counts of each kind of issue by split, what was not looked for, and whether the order tells.
+    """Return the content of `summary.json`: issues by split and kind, checks, and the order's p-value.
 
     The unlabelled have no label errors to count.
     """
     splits: dict[str, Any] = {}
     for split, rows in findings.issues.groupby("split", sort=True):
         counts = {"samples": len(rows)}
-        for kind, said in findings.checks.items():
-            if said == "on" and not (kind == "label_error" and split == "unlabeled"):
+        for kind, state in findings.checks.items():
+            if state == "on" and not (kind == "label_error" and split == "unlabeled"):
                 counts[kind] = int(rows[flag_column(kind)].sum())
         splits[str(split)] = counts
     order = None if findings.non_iid is None else round(findings.non_iid, 4)

@@ -61,7 +61,7 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
     augmented, synthetic = read_dataset(AUGMENTED).samples, read_dataset(SYNTHETIC).samples
     test = scored_view(base, ledger)
     predicted = predict_all(test, params.device, params.evaluate.test_time)
-    probabilities = {name: one.probabilities for name, one in predicted.items()}
+    probabilities = {name: prediction.probabilities for name, prediction in predicted.items()}
     comparison = compare(test, probabilities, params.evaluate, params.seed)
     metrics = {
         "test_set_hash": split_hash(base, "test", ledger),
@@ -86,7 +86,7 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
 
 
 def scored_view(base: Dataset, ledger: pd.DataFrame) -> View:
-    """The test split as reviewers left it; an empty one is a WinnowError."""
+    """Return the test split as reviewers left it; an empty one is a WinnowError."""
     test = split_view(base, "test", ledger)
     if len(test) == 0:
         raise WinnowError("the test split has no images: raise ingest.test_share, or see data/reviews.csv")
@@ -94,8 +94,8 @@ def scored_view(base: Dataset, ledger: pd.DataFrame) -> View:
 
 
 @dataclass(frozen=True)
-class Predicted:
-    """What a model says of the test images.
+class Prediction:
+    """A model's probabilities for the test images, with and without its temperature.
 
     Attributes
     ----------
@@ -109,8 +109,8 @@ class Predicted:
     uncalibrated: Probabilities
 
 
-def predict_all(test: View, device: Device, views: TestTime) -> dict[str, Predicted]:
-    """What each model under `models/` says of the test images, averaged over the same `views` for all.
+def predict_all(test: View, device: Device, views: TestTime) -> dict[str, Prediction]:
+    """Predict the test images by each model under `models/`, averaged over the same `views` for all.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def predict_all(test: View, device: Device, views: TestTime) -> dict[str, Predic
     from stages.learning.prediction import predict
     from stages.learning.store import load_model
 
-    predicted: dict[str, Predicted] = {}
+    predicted: dict[str, Prediction] = {}
     for name in _MODELS:
         folder = MODELS / name
         model = load_model(folder)
@@ -128,77 +128,80 @@ def predict_all(test: View, device: Device, views: TestTime) -> dict[str, Predic
             raise WinnowError(f"{folder} knows other classes than {INGESTED} has: run `dvc repro`")
         if model.spec.image_shape != test.images.shape[1:]:
             raise WinnowError(f"{folder} takes images of another shape than {INGESTED} has: run `dvc repro`")
-        found, temperature = predict(model, test.images, device, views=views)[0], model.spec.temperature
-        before = found
+        probabilities, temperature = (
+            predict(model, test.images, device, views=views)[0],
+            model.spec.temperature,
+        )
+        uncalibrated = probabilities
         if temperature != 1:
-            before = predict(model, test.images, device, views=views, temperature=1.0)[0]
-        predicted[name] = Predicted(found, temperature, before)
+            uncalibrated = predict(model, test.images, device, views=views, temperature=1.0)[0]
+        predicted[name] = Prediction(probabilities, temperature, uncalibrated)
     return predicted
 
 
 def compare(
-    test: View, probabilities: Mapping[str, Probabilities], choices: Evaluate, seed: int
+    test: View, probabilities: Mapping[str, Probabilities], section: Evaluate, seed: int
 ) -> Comparison:
-    """Scores with intervals of every model, and the paired difference of each to the baseline."""
+    """Score every model with intervals, and its paired difference to the baseline."""
     return compare_models(
         test.labels,
         probabilities,
         baseline=_BASELINE,
-        bins=choices.calibration_bins,
-        resamples=choices.bootstrap,
-        confidence=choices.confidence,
+        bins=section.calibration_bins,
+        resamples=section.bootstrap,
+        confidence=section.confidence,
         seed=seed,
     )
 
 
 def calibration_content(
-    labels: NDArray[np.int64], predicted: Mapping[str, Predicted], bins: int
+    labels: NDArray[np.int64], predicted: Mapping[str, Prediction], bins: int
 ) -> dict[str, dict[str, float]]:
-    """By model: `temperature`, and the calibration error that it would have without (`error_before`)."""
+    """Return by model its `temperature`, and the calibration error without it (`error_before`)."""
     return {
         name: {
-            "temperature": one.temperature,
-            "error_before": round(calibration_error(labels, one.uncalibrated, bins), 6),
+            "temperature": prediction.temperature,
+            "error_before": round(calibration_error(labels, prediction.uncalibrated, bins), 6),
         }
-        for name, one in predicted.items()
+        for name, prediction in predicted.items()
     }
 
 
 def cross_validations(reports: Path) -> dict[str, Any]:
-    """By model what its members scored on the folds that they left out; empty where none did."""
-    found = {}
+    """Read by model what its members scored on the folds that they left out; empty where none did."""
+    scores = {}
     for name in _MODELS:
         path = reports / name / "summary.json"
         summary = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         if "cross_validation" in summary:
-            found[name] = summary["cross_validation"]
-    return found
+            scores[name] = summary["cross_validation"]
+    return scores
 
 
-def settings(test: View, choices: Evaluate) -> dict[str, float | int | str]:
-    """How the scores were made, for the page: not metrics, so not in metrics.json."""
+def settings(test: View, section: Evaluate) -> dict[str, float | int | str]:
+    """Return how the scores were made, for the page: not metrics, so not in metrics.json."""
     return {
         "classes": len(test.classes),
-        "confidence": choices.confidence,
-        "resamples": choices.bootstrap,
-        "calibration_bins": choices.calibration_bins,
-        "test_time": choices.test_time,
+        "confidence": section.confidence,
+        "resamples": section.bootstrap,
+        "calibration_bins": section.calibration_bins,
+        "test_time": section.test_time,
     }
 
 
 def comparison_content(comparison: Comparison) -> dict[str, Any]:
-    """`models` and `gain` as metrics.json holds them: figures rounded to six digits."""
+    """Return `models` and `gain` as metrics.json holds them: rounded to six digits."""
     return {
         part: {
-            name: {metric: interval.rounded() for metric, interval in by.items()}
-            for name, by in content.items()
+            name: {metric: interval.rounded() for metric, interval in intervals.items()}
+            for name, intervals in content.items()
         }
         for part, content in (("models", comparison.models), ("gain", comparison.gain))
     }
 
 
 def noise_scores(issues: pd.DataFrame, truth: Path) -> dict[str, float | int]:
-    """The noise detector on the training split against what `simulate` planted.
+    """Score the noise detector on the training split against what `simulate` planted.
 
     Parameters
     ----------
@@ -221,7 +224,7 @@ def noise_scores(issues: pd.DataFrame, truth: Path) -> dict[str, float | int]:
 
 
 def class_table(test: View, probabilities: Mapping[str, Probabilities]) -> pd.DataFrame:
-    """Rows model × class: `model`, `class`, `support`, `precision`, `recall`, `f1`."""
+    """Return a row a model and class: `model`, `class`, `support`, `precision`, `recall`, `f1`."""
     tables = []
     for name, values in probabilities.items():
         table = per_class(test.labels, values.argmax(1), test.classes)
@@ -231,7 +234,7 @@ def class_table(test: View, probabilities: Mapping[str, Probabilities]) -> pd.Da
 
 
 def prediction_table(test: View, probabilities: Mapping[str, Probabilities]) -> pd.DataFrame:
-    """A row a test image: `sample_id`, `label`, `predicted` (fine-tuned), `confidence`, and each model's."""
+    """Return a row a test image: `sample_id`, `label`, the final model's answer, and each model's."""
     names = np.asarray(test.classes, dtype=object)
     final = probabilities[_FINAL]
     columns = {
@@ -259,7 +262,7 @@ def reliability_table(
 
 
 def flat_metrics(content: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of metrics.json under names such as `finetune.macro_f1.low`."""
+    """Return the numbers of metrics.json under names such as `finetune.macro_f1.low`."""
     flat: dict[str, float] = {}
     for key, value in content.items():
         # A score is `finetune.macro_f1`: `models` and `value` would only make every name longer.
@@ -275,8 +278,8 @@ def outcome(metrics: Mapping[str, Any]) -> str:
     """Return what the stage prints at its end: the final model's scores."""
     scores = metrics["models"][_FINAL]
     names = ("macro_f1", "balanced_accuracy", "worst_class_recall")
-    said = ", ".join(f"{name} {scores[name]['value']:.3f}" for name in names)
-    return f"fine-tuned on {metrics['test_images']} test images: {said}"
+    figures = ", ".join(f"{name} {scores[name]['value']:.3f}" for name in names)
+    return f"fine-tuned on {metrics['test_images']} test images: {figures}"
 
 
 def _write_csv(path: Path, table: pd.DataFrame) -> None:

@@ -1,4 +1,4 @@
-"""Synthetic samples for the rare classes, behind a quality gate that may refuse them."""
+"""Stage `synthesize`: make synthetic images for the rare classes, behind a gate that may refuse them."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def synthesize(
 
 
 def read_beside(base: Dataset, ledger: pd.DataFrame, real: View, section: Section) -> Beside:
-    """What the section needs besides the real training images; the splits as they were ingested."""
+    """Read what the section needs besides the real training images; the splits as they were ingested."""
     rows = pd.Index(base.samples["sample_id"]).get_indexer(pd.Index(real.sample_ids))
     embeddings = None
     samplers = {section.method} | ({section.fallback} if section.method == "gan" else set())
@@ -111,8 +111,10 @@ def read_beside(base: Dataset, ledger: pd.DataFrame, real: View, section: Sectio
 
 
 def synthetic_delta(base: Dataset, real: View, made: Synthetic, weight: float) -> Dataset:
-    """The delta. Copies and interpolations inherit their parent's weight, of source and ledger; a
-    GAN's images, which have none but a nearest neighbour, do not.
+    """Make the delta of the synthetic images.
+
+    Copies and interpolations inherit the weight that source and ledger give their parent. A GAN's
+    images do not: they have no parent but a nearest neighbour.
     """
     inherited = np.where(np.asarray(made.methods, dtype=object) == "gan", 1.0, real.weights[made.parents])
     return build_delta(
@@ -126,7 +128,7 @@ def synthetic_delta(base: Dataset, real: View, made: Synthetic, weight: float) -
 
 
 def counts_table(made: Synthetic) -> pd.DataFrame:
-    """Images of each class: `class`, `real`, `synthetic`, `method` and `decision`."""
+    """Count the images of each class: `class`, `real`, `synthetic`, `method` and `decision`."""
     return pd.DataFrame(
         [
             (name, entry.real, entry.added, entry.method, entry.decision)
@@ -137,7 +139,7 @@ def counts_table(made: Synthetic) -> pd.DataFrame:
 
 
 def quality_record(made: Synthetic, section: Section) -> dict[str, Any]:
-    """The content of `quality.json`: the methods, the GAN (null where none was trained), each class."""
+    """Return the content of `quality.json`: methods, GAN (null where none was trained), each class."""
     return {
         "method": section.method,
         "fallback": section.fallback,
@@ -148,24 +150,26 @@ def quality_record(made: Synthetic, section: Section) -> dict[str, Any]:
 
 
 def figures(made: Synthetic) -> dict[str, float]:
-    """What MLflow compares: images by method, decisions, and what the gate measured of each class.
+    """Return the metrics for MLflow: images by method, decisions, and the gate's measures of each class.
 
     Of more than twenty classes that were measured, the first twenty.
     """
-    found = {f"synthetic_{name}": float(made.methods.count(name)) for name in sorted(set(made.methods))}
-    found["synthetic"] = float(len(made.methods))
+    metrics = {f"synthetic_{name}": float(made.methods.count(name)) for name in sorted(set(made.methods))}
+    metrics["synthetic"] = float(len(made.methods))
     decisions = [entry.decision for entry in made.quality.values()]
-    found |= {f"classes_{name}": float(decisions.count(name)) for name in ("accepted", "reduced", "fallback")}
+    metrics |= {
+        f"classes_{name}": float(decisions.count(name)) for name in ("accepted", "reduced", "fallback")
+    }
     measured = {name: entry for name, entry in made.quality.items() if entry.candidates}
     for name, entry in list(measured.items())[:_MOST_CLASSES]:
         allowed = re.sub(r"[^\w. -]", "_", name, flags=re.ASCII)
-        found[f"gate_accepted_{allowed}"] = entry.accepted / entry.candidates
-        found |= {f"gate_{measure}_{allowed}": row["value"] for measure, row in entry.measures.items()}
-    return found
+        metrics[f"gate_accepted_{allowed}"] = entry.accepted / entry.candidates
+        metrics |= {f"gate_{measure}_{allowed}": row["value"] for measure, row in entry.measures.items()}
+    return metrics
 
 
 def curves(made: Synthetic) -> list[dict[str, float]]:
-    """The GAN's losses by step, and the mean of its snapshots' scores on validation."""
+    """Return the GAN's losses by step, and the mean of its snapshots' scores on validation."""
     if made.gan is None:
         return []
     losses = [{f"gan_{key}": value for key, value in row.items()} for row in made.gan.history]
@@ -191,8 +195,8 @@ def examples(real: View, made: Synthetic) -> tuple[pd.DataFrame, NDArray[np.uint
         rows += [{"kind": "real", "class": name, "sample_id": str(key)} for key in ids]
     for group in made.refused:
         images.append(group.images[:_EXAMPLES])
-        named = {"kind": "refused", "class": real.classes[group.label], "check": group.check}
-        rows += [{**named, "sample_id": str(real.sample_ids[at])} for at in group.parents[:_EXAMPLES]]
+        row = {"kind": "refused", "class": real.classes[group.label], "check": group.check}
+        rows += [{**row, "sample_id": str(real.sample_ids[at])} for at in group.parents[:_EXAMPLES]]
     progress, trained_on = (made.gan.progress, made.gan.trained_on) if made.gan is not None else ({}, [])
     for step, by_class in sorted(progress.items()):
         for name, generated in zip(trained_on, by_class, strict=True):
@@ -201,8 +205,8 @@ def examples(real: View, made: Synthetic) -> tuple[pd.DataFrame, NDArray[np.uint
     columns = ["kind", "class", "check", "step", "sample_id"]
     table = pd.DataFrame(rows, columns=columns).fillna({"check": "", "step": -1, "sample_id": ""})
     table = table.astype({name: "int64" if name == "step" else "str" for name in columns})
-    stored = (table["kind"] != "real").to_numpy()
-    table["row"] = np.where(stored, np.cumsum(stored) - 1, -1)
+    in_images = (table["kind"] != "real").to_numpy()
+    table["row"] = np.where(in_images, np.cumsum(in_images) - 1, -1)
     return table, np.concatenate(images)
 
 
@@ -218,8 +222,8 @@ def _write_report(folder: Path, real: View, made: Synthetic, section: Section) -
     np.save(folder / "examples.npy", images)
 
 
-def _say(made: Synthetic) -> None:
-    """The decision for each class, fallbacks out loud, and what happened to the GAN on the way."""
+def _print_decisions(made: Synthetic) -> None:
+    """Print the decision for each class, fallbacks in capitals, and the notes on the GAN's training."""
     for note in made.gan.notes if made.gan is not None else []:
         print(f"synthesize: GAN: {note}")
     for name, entry in made.quality.items():
@@ -230,7 +234,10 @@ def _say(made: Synthetic) -> None:
 
 @stage("synthesize")
 def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
-    """Make synthetic images for the rare classes of the curated training split."""
+    """Make synthetic images for the rare classes of the curated training split.
+
+    Reads data/ingested, data/curated and data/noise; writes data/synthetic and reports/synthesize.
+    """
     section = params.synthesize
     base, ledger = dataset.read_dataset(dataset.INGESTED), dataset.read_ledger()
     real = dataset.split_view(base, "train", ledger)
@@ -244,7 +251,7 @@ def main(params: Params, run: StageRun, options: argparse.Namespace) -> None:
         with new_folder(dataset.SYNTHETIC) as folder:
             dataset.write_dataset(folder, synthetic_delta(base, real, made, section.weight))
     shutil.rmtree(CHECKPOINTS, ignore_errors=True)
-    _say(made)
+    _print_decisions(made)
     run.log_metrics(figures(made))
     run.log_history(curves(made))
     run.log_artifacts(REPORT)

@@ -21,7 +21,13 @@ from PIL import Image
 from stages import report
 from stages.dataset.base import INGESTED, read_dataset
 
-WRITTEN = ("repo/data/ingested", "repo/data/truth.parquet", "repo/reports/ingest", "repo/.winnow")
+WRITTEN = (
+    "repo/data/ingested",
+    "repo/data/truth.parquet",
+    "repo/reports/ingest",
+    "repo/.winnow",
+    "repo/reports/pages",
+)
 
 CARD = Path("reports/pages/ingest")
 

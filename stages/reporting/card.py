@@ -1,7 +1,6 @@
-"""The data card: what came in, on one page, `data_card.html`.
+"""Write the data card: what came in, on one page, `data_card.html`.
 
-It needs nothing but itself. Names of classes and files come from strangers: the template escapes all
-it is given, and the page forbids itself scripts and anything from elsewhere.
+It needs nothing but itself, and forbids itself scripts and anything from elsewhere.
 """
 
 from __future__ import annotations
@@ -14,18 +13,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stages.dataset.base import REPORTS
-from stages.dataset.files import read_table
 from stages.dataset.ids import SPLITS, hex_ids, number_of
+from stages.errors import WinnowError
 from stages.reporting import card_sections as sections
-from stages.reporting.card_sections import THUMBNAIL, Card, inline
+from stages.reporting.card_sections import THUMBNAIL, Card
 from stages.reporting.figures import Line, save_montage, size_map
 from stages.reporting.outputs import Outputs
-from stages.reporting.page import render_template
+from stages.reporting.rendering import label_text, png_uri, render_template
 
-# What `ingest` was told, in its summary besides the counts.
 _EXAMPLES = 8  # images of each class
-SETTINGS = ("image_size", "resize", "color", "val_share", "test_share")
+# What the summary of `ingest` has besides counts.
+_SOURCE = ("source", "kind", "notes", "warnings")
+_SETTINGS = ("image_size", "resize", "color", "val_share", "test_share")
 
 
 def choose_examples(
@@ -37,7 +36,7 @@ def choose_examples(
     most_classes: int = 20,
     each: int = _EXAMPLES,
 ) -> pd.DataFrame:
-    """The samples that the card shows: of each class those with the smallest ids.
+    """Choose the samples that the card shows: of each class those with the smallest ids.
 
     Ids are hashes of the content, so the choice is as good as drawn at random and is always the same.
     Of more than `most_classes` classes the largest and the smallest are shown, half of each.
@@ -56,19 +55,19 @@ def choose_examples(
     unlabelled last.
     """
     counts = np.bincount(label[label >= 0], minlength=len(classes))
-    there = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
-    if len(there) > most_classes:
+    shown = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+    if len(shown) > most_classes:
         smallest = most_classes // 2
-        there = np.concatenate([there[: most_classes - smallest], there[len(there) - smallest :]])
+        shown = np.concatenate([shown[: most_classes - smallest], shown[len(shown) - smallest :]])
     rows: list[tuple[str, str, str | None]] = []
-    for code in [*there.tolist(), -1]:
+    for code in [*shown.tolist(), -1]:
         members = np.flatnonzero(label == code)
         if len(members) > each:
             members = members[np.argpartition(sample_id[members], each)[:each]]
         members = members[np.argsort(sample_id[members])]
         name = None if code < 0 else classes[code]
         ids, codes = hex_ids(sample_id[members]), split[members].tolist()
-        rows += [(key, SPLITS[of], name) for key, of in zip(ids, codes, strict=True)]
+        rows += [(key, SPLITS[at], name) for key, at in zip(ids, codes, strict=True)]
     return pd.DataFrame(rows, columns=["sample_id", "split", "label"], dtype=object)
 
 
@@ -78,15 +77,20 @@ def read_card(outputs: Outputs) -> Card:
     Raises
     ------
     WinnowError
-        Where a table is not there, or cannot be read.
+        Where a table is not there or cannot be read, or another version wrote the summary.
     """
     samples, classes = outputs.base.samples, outputs.base.classes
     summary = outputs.content("ingest/summary.json")
+    missing = [name for name in (*_SOURCE, *_SETTINGS) if name not in summary]
+    if missing:
+        raise WinnowError(
+            f"reports/ingest/summary.json has no {missing[0]!r}: another version wrote it; run `dvc repro`"
+        )
     tables = {
-        name: read_table(REPORTS / "ingest" / f"{name}.parquet")
+        name: outputs.table(f"ingest/{name}.parquet")
         for name in ("duplicates", "near_duplicates", "conflicts", "quarantine")
     }
-    counts = outputs.report("ingest/class_counts.csv")
+    counts = outputs.table("ingest/class_counts.csv")
     unlabeled = int((samples["split"] == "unlabeled").sum())
     if unlabeled:
         row = pd.DataFrame({"class": [None], "split": ["unlabeled"], "count": [unlabeled]})
@@ -102,16 +106,16 @@ def read_card(outputs: Outputs) -> Card:
         summary=summary,
         counts=counts,
         sizes=sizes,
-        channels=outputs.report("ingest/channels.csv"),
+        channels=outputs.table("ingest/channels.csv"),
         examples=examples,
-        picture=outputs.images_of,
+        read_images=outputs.images_of,
         **tables,
-        **{name: summary[name] for name in ("source", "kind", "notes", "warnings", *SETTINGS)},
+        **{name: summary[name] for name in (*_SOURCE, *_SETTINGS)},
     )
 
 
 def render(card: Card) -> str:
-    """The whole of `data_card.html`; the same card gives the same bytes."""
+    """Return the whole of `data_card.html`; the same card gives the same bytes."""
     context: dict[str, Any] = {
         "card": card,
         "thumbnail": THUMBNAIL,
@@ -120,26 +124,25 @@ def render(card: Card) -> str:
         "splits": sections.splits(card),
         "examples": sections.examples(card),
         "sizes": sections.sizes(card),
-        "chart": inline(size_chart(card)) if len(card.sizes) > 1 else "",
+        "chart": png_uri(size_chart(card)) if len(card.sizes) > 1 else "",
         "channels": sections.channels(card),
         "copies": sections.copies(card),
         "conflicts": sections.conflicts(card),
         "near": sections.near_duplicates(card),
         "quarantine": sections.quarantine(card),
     }
-    filters = {"count": sections.count_text, "percent": sections.percent_text, "cut": sections.cut}
-    return render_template("data_card.html.j2", context, filters)
+    return render_template("data_card.html.j2", context)
 
 
 def write_card(folder: Path, card: Card) -> None:
     """Write `data_card.html`, and `samples.png` and `sizes.png` for those who show pictures only."""
     (folder / "data_card.html").write_text(render(card), "utf-8")
     (folder / "sizes.png").write_bytes(size_chart(card))
-    shown = card.images(card.examples["sample_id"].tolist())
+    images = card.images(card.examples["sample_id"].tolist())
     lines = [
-        Line("no label" if pd.isna(name) else str(name), [np.stack([shown[key] for key in ids])])
+        Line(label_text(name), [np.stack([images[key] for key in ids])])
         for name, group in card.examples.groupby("label", sort=False, dropna=False)
-        if (ids := [key for key in group["sample_id"] if key in shown])
+        if (ids := [key for key in group["sample_id"] if key in images])
     ]
     title = "Some images of each class" if lines else "There are no samples"
     save_montage(folder / "samples.png", title, lines, [_EXAMPLES], [""])

@@ -1,13 +1,10 @@
-"""The sections of the data card: from a `Card` to what its template shows.
+"""Turn a `Card` into what each section of the data card shows.
 
 Tables may have a million rows: only what is shown is turned into Python objects.
-
-What each reason of the quarantine (`sources.base.REASONS`) means, and what to do about it.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +15,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stages.dataset.ids import SPLITS
-from stages.errors import shorten
+from stages.reporting.figures import thumbnail
+from stages.reporting.rendering import count_text, label_text, percent_text, png_uri
 
+# What each reason of the quarantine (`errors.REASONS`) means, and what to do about it.
 REASONS: dict[str, tuple[str, str]] = {
     "unreadable": (
         "The file system, the archive or the table did not give its bytes.",
@@ -79,32 +78,13 @@ REASONS: dict[str, tuple[str, str]] = {
 _LARGEST, _SMALLEST = 20, 10  # classes shown where there are more than both together
 _SIZES = 8  # sizes in the table
 _SETS, _MEMBERS = 6, 8  # sets of duplicates, and pictures of each
-_ROWS = 20  # of the quarantine
-_LONGEST = 160  # characters of a name or a detail
+_QUARANTINE_ROWS = 20
 _ELONGATED = 2  # times as long as wide
 THUMBNAIL = 72  # pixels a side that a picture takes in the page
 
 
-def count_text(number: float) -> str:
-    """A whole number with its thousands apart."""
-    return f"{int(number):,}"
-
-
-def percent_text(share: float) -> str:
-    """A share of 1 in percent; what is not quite none or all does not say so."""
-    percent = 100 * share
-    if 0 < percent < 0.1:
-        return "under 0.1 %"
-    return "over 99.9 %" if 99.9 < percent < 100 else f"{percent:.1f} %"
-
-
-def cut(text: object) -> str:
-    """A name or detail that somebody wrote, of a length that a table can hold."""
-    return shorten(str(text), _LONGEST)
-
-
 def accounting(card: Card) -> dict[str, Any]:
-    """How many files came in, and in which table each of them ends; `missing` should be 0."""
+    """Count the files that came in, and the table that each of them ends in; `missing` should be 0."""
     removed = sum(split.get("removed", 0) for split in (card.summary.get("planted") or {}).values())
     parts = [
         ("samples", _images(card), "samples.parquet"),
@@ -119,9 +99,11 @@ def accounting(card: Card) -> dict[str, Any]:
 
 
 def classes(card: Card) -> dict[str, Any]:
-    """A row a class, the largest first, with its bar; and how unbalanced the training split is."""
-    wide = _counts(card)
-    names, counts = wide.index.to_numpy(object), wide.to_numpy(np.int64)
+    """List the classes, the largest first, with their bars; and how unbalanced the training split is."""
+    known = card.counts.dropna(subset=["class"])
+    by_class = known.pivot_table("count", "class", "split", aggfunc="sum", fill_value=0, sort=False)
+    names = by_class.index.to_numpy(object)
+    counts = by_class.reindex(columns=list(SPLITS), fill_value=0).to_numpy(np.int64)
     totals = counts.sum(1)
     order = np.argsort(-totals, kind="stable")
     left_out = max(0, len(order) - _LARGEST - _SMALLEST)
@@ -147,7 +129,7 @@ def classes(card: Card) -> dict[str, Any]:
 
 
 def splits(card: Card) -> dict[str, Any]:
-    """How many images each split holds, and how it came about."""
+    """List the splits: how many images each holds, and how it came about."""
     by_split = _by_split(card)
     brought = set(card.summary.get("splits_brought_by_source") or [])
     labelled = sum(by_split[name] for name in SPLITS[:3])
@@ -176,7 +158,7 @@ def splits(card: Card) -> dict[str, Any]:
 
 
 def examples(card: Card) -> list[dict[str, Any]]:
-    """A row a class, in the order given, with its pictures."""
+    """List the classes in the order given, each with its pictures."""
     shown = card.thumbnails(card.examples["sample_id"].tolist())
     rows = []
     for name, group in card.examples.groupby("label", sort=False, dropna=False):
@@ -190,7 +172,7 @@ def examples(card: Card) -> list[dict[str, Any]]:
 
 
 def sizes(card: Card) -> dict[str, Any]:
-    """The commonest sizes, their range, and what resizing does to them; empty where nothing is known."""
+    """Describe the sizes: the commonest, their range, what resizing does; empty where nothing is known."""
     count = card.sizes["count"].to_numpy(np.int64)
     total = int(count.sum())
     if total == 0:
@@ -214,7 +196,7 @@ def sizes(card: Card) -> dict[str, Any]:
 
 
 def channels(card: Card) -> dict[str, Any]:
-    """A row a split, a column a channel: mean and deviation, 0 to 255 and 0 to 1."""
+    """Tabulate mean and deviation by split and channel, 0 to 255 and 0 to 1."""
     known = card.channels.dropna(subset=["mean"])
     rows: dict[str, dict[str, tuple[str, str]]] = {}
     for row in known.itertuples():
@@ -224,9 +206,9 @@ def channels(card: Card) -> dict[str, Any]:
 
 
 def copies(card: Card) -> dict[str, Any]:
-    """The images with the most exact copies."""
+    """List the images with the most exact copies."""
     table = card.duplicates
-    number = _sizes_of(table["kept_id"])
+    number = _value_counts(table["kept_id"])
     chosen = number.head(_SETS)
     rows = table[table["kept_id"].isin(chosen.index)]
     pictures = card.thumbnails(list(chosen.index))
@@ -252,7 +234,7 @@ def copies(card: Card) -> dict[str, Any]:
 
 
 def conflicts(card: Card) -> dict[str, Any]:
-    """Images whose pixels stand under several labels, with who claims what."""
+    """List the images whose pixels stand under several labels, with the file that claims each."""
     table = card.conflicts
     ids = table["sample_id"].drop_duplicates()
     chosen = ids.head(_SETS)
@@ -261,7 +243,7 @@ def conflicts(card: Card) -> dict[str, Any]:
     shown = []
     for sample_id in chosen:
         group = rows[rows["sample_id"] == sample_id]
-        claims = list(zip(group["label"].map(_label), group["source"], strict=True))
+        claims = list(zip(group["label"].map(label_text), group["source"], strict=True))
         shown.append(
             {
                 "picture": pictures.get(sample_id),
@@ -269,29 +251,29 @@ def conflicts(card: Card) -> dict[str, Any]:
                 "left_out": max(0, len(claims) - _MEMBERS),
             }
         )
-    waiting = card.summary.get("conflicts_for_review", len(ids))
+    for_review = card.summary.get("conflicts_for_review", len(ids))
     return {
         "number": len(ids),
-        "for_review": waiting,
-        "settled": len(ids) - waiting,
+        "for_review": for_review,
+        "settled": len(ids) - for_review,
         "rows": shown,
         "left_out": len(ids) - len(shown),
     }
 
 
 def near_duplicates(card: Card) -> dict[str, Any]:
-    """Sets with several labels, then the largest, and what was left out so that nothing leaks."""
+    """List sets with several labels, then the largest, and what was left out so that nothing leaks."""
     table = card.near_duplicates
     several = table.dropna(subset=["label"]).groupby("set")["label"].nunique()
-    number = _sizes_of(table["set"])
+    number = _value_counts(table["set"])
     mixed = number.index.isin(several.index[several > 1])
     number = pd.concat([number[mixed], number[~mixed]])
     chosen = number.head(_SETS)
     rows = table[table["set"].isin(chosen.index)].sort_values("sample_id")
     # The pictures of what was left out are not in the base; the others of its set show what it was.
     members = {key: rows[rows["set"] == key] for key in chosen.index}
-    inside = {key: group[group["outcome"] != "left_out"].head(_MEMBERS) for key, group in members.items()}
-    pictures = card.thumbnails([one for group in inside.values() for one in group["sample_id"]])
+    in_base = {key: group[group["outcome"] != "left_out"].head(_MEMBERS) for key, group in members.items()}
+    pictures = card.thumbnails([sample_id for group in in_base.values() for sample_id in group["sample_id"]])
     return {
         "images": len(table),
         "sets": len(number),
@@ -300,10 +282,10 @@ def near_duplicates(card: Card) -> dict[str, Any]:
         "rows": [
             {
                 "images": int(images),
-                "labels": sorted({_label(name) for name in members[key]["label"]}),
+                "labels": sorted({label_text(name) for name in members[key]["label"]}),
                 "pictures": [
                     {"data": pictures[row.sample_id], "id": row.sample_id, "split": row.split}
-                    for row in inside[key].itertuples()
+                    for row in in_base[key].itertuples()
                     if row.sample_id in pictures
                 ],
                 "outcomes": sorted(members[key]["outcome"].value_counts().items()),
@@ -316,14 +298,14 @@ def near_duplicates(card: Card) -> dict[str, Any]:
 
 
 def quarantine(card: Card) -> dict[str, Any]:
-    """How many of each reason, with what it means, and the first rows."""
+    """Count the files by reason, with what it means, and list the first."""
     table = card.quarantine
-    rows = table.head(_ROWS)
+    rows = table.head(_QUARANTINE_ROWS)
     return {
         "number": len(table),
         "reasons": [
             {"reason": reason, "number": int(number), "meaning": meaning, "remedy": remedy}
-            for reason, number in _sizes_of(table["reason"]).items()
+            for reason, number in _value_counts(table["reason"]).items()
             for meaning, remedy in [REASONS.get(str(reason), ("", ""))]
         ],
         "rows": list(zip(rows["path"], rows["reason"], rows["detail"], strict=True)),
@@ -331,20 +313,11 @@ def quarantine(card: Card) -> dict[str, Any]:
     }
 
 
-# --- pieces ------------------------------------------------------------------------------------
-
-
-def _counts(card: Card) -> pd.DataFrame:
-    """Classes in their order by the splits in theirs; samples without a label are not in it."""
-    known = card.counts.dropna(subset=["class"])
-    wide = known.pivot_table("count", "class", "split", aggfunc="sum", fill_value=0, sort=False)
-    return wide.reindex(columns=list(SPLITS), fill_value=0).astype(np.int64)
-
-
 def _by_split(card: Card) -> dict[str, int]:
-    told = card.summary.get("splits") or {}
+    """Return the images of each split, as the summary counts them, else as the table does."""
+    given = card.summary.get("splits") or {}
     counted = card.counts.groupby("split")["count"].sum().to_dict()
-    return {name: int(told.get(name, counted.get(name, 0))) for name in SPLITS}
+    return {name: int(given.get(name, counted.get(name, 0))) for name in SPLITS}
 
 
 def _images(card: Card) -> int:
@@ -352,11 +325,11 @@ def _images(card: Card) -> int:
 
 
 def _balance(names: NDArray[np.object_], train: NDArray[np.int64]) -> dict[str, Any] | None:
-    """The largest and the smallest class of the training split; None where there are not two."""
-    there = np.flatnonzero(train)
-    if len(there) < 2:
+    """Compare the largest and the smallest class of the training split; None where there are not two."""
+    present = np.flatnonzero(train)
+    if len(present) < 2:
         return None
-    most, least = there[train[there].argmax()], there[train[there].argmin()]
+    most, least = present[train[present].argmax()], present[train[present].argmin()]
     return {
         "ratio": f"{train[most] / train[least]:.3g}",
         "even": bool(train[most] == train[least]),
@@ -374,13 +347,15 @@ def _how(split: str, brought: set[str]) -> str:
 
 
 def _frozen(card: Card) -> list[str]:
-    """What `data/splits.csv` did, a sentence each."""
-    told = {
+    """Say what `data/splits.csv` did, a sentence each."""
+    sentences = {
         "splits_frozen": "keep the split that data/splits.csv gives them.",
         "splits_frozen_absent": "rows of data/splits.csv are for samples that are not in the source.",
         "splits_frozen_overruled": "rows of data/splits.csv give way to the split that the source brings.",
     }
-    return [f"{count_text(number)} {text}" for key, text in told.items() if (number := card.summary.get(key))]
+    return [
+        f"{count_text(number)} {text}" for key, text in sentences.items() if (number := card.summary.get(key))
+    ]
 
 
 def _size_hints(card: Card, enlarged: float, elongated: float) -> list[str]:
@@ -405,22 +380,22 @@ def _size_hints(card: Card, enlarged: float, elongated: float) -> list[str]:
 
 def _median(values: NDArray[np.int64], count: NDArray[np.int64]) -> int:
     order = np.argsort(values)
-    upto = np.cumsum(count[order])
-    return int(values[order[np.searchsorted(upto, upto[-1] / 2)]])
+    cumulated = np.cumsum(count[order])
+    return int(values[order[np.searchsorted(cumulated, cumulated[-1] / 2)]])
 
 
-def _sizes_of(column: pd.Series) -> pd.Series:
-    """How often each value is there: the commonest first, equals in their own order."""
+def _value_counts(column: pd.Series) -> pd.Series:
+    """Count how often each value is there: the commonest first, ties in the order of the values."""
     return column.value_counts().sort_index().sort_values(ascending=False, kind="stable")
 
 
 def _refused(card: Card) -> dict[str, Any]:
-    """The first rows that were left out for their neighbours, each with the picture of its nearest."""
+    """List the first rows that were left out for their neighbours, each with the picture of its nearest."""
     table = card.quarantine[card.quarantine["reason"].isin(["leakage", "bridges_splits"])]
     rows, near = table.head(_SETS), card.near_duplicates
-    found = near[near["source"].isin(rows["path"])].drop_duplicates("source")
-    nearest = dict(zip(found["source"], found["nearest_id"], strict=True))
-    pictures = card.thumbnails([one for one in nearest.values() if pd.notna(one)])
+    matches = near[near["source"].isin(rows["path"])].drop_duplicates("source")
+    nearest = dict(zip(matches["source"], matches["nearest_id"], strict=True))
+    pictures = card.thumbnails([sample_id for sample_id in nearest.values() if pd.notna(sample_id)])
     shown = [
         {
             "picture": pictures.get(nearest.get(row.path, "")),
@@ -433,19 +408,15 @@ def _refused(card: Card) -> dict[str, Any]:
     return {"number": len(table), "rows": shown, "left_out": len(table) - len(rows)}
 
 
-def _label(name: object) -> str:
-    return "no label" if pd.isna(name) else str(name)
-
-
 @dataclass(frozen=True)
 class Card:
-    """Everything that the page tells; tables may be empty, but have their columns.
+    """What the data card shows; tables may be empty, but have their columns.
 
     Attributes
     ----------
     source : as the user named it
     kind : what it was read as, a few words
-    notes, warnings : a line each
+    notes, warnings : a sentence each
     summary : content of `summary.json`; a count that is missing is left out of the page.
         `files` (met in the source), `splits_brought_by_source`, `splits_frozen`,
         `splits_frozen_absent`, `splits_frozen_overruled`, `conflicts`, `near_duplicate_sets`,
@@ -460,10 +431,10 @@ class Card:
     conflicts : `sample_id`, `label`, `source`; a row for each file that claimed a label
     quarantine : `path`, `reason`, `detail`
     examples : of `choose_examples`
-    picture : stored squares by `sample_id`, uint8 n×S×S×C; a KeyError where one is not in the base
+    read_images : stored squares by `sample_id`, uint8 n×S×S×C; a KeyError where one is not in the base
     image_size : side of the stored squares, pixels
     resize, color : how they were made
-    val_share, test_share : wanted of what there is to deal, 0 to 1; None where it is not known
+    val_share, test_share : wanted of the images without a given split, 0 to 1; None where it is not known
     """
 
     source: str
@@ -479,7 +450,7 @@ class Card:
     conflicts: pd.DataFrame
     quarantine: pd.DataFrame
     examples: pd.DataFrame
-    picture: Callable[[Sequence[str]], NDArray[np.uint8]]
+    read_images: Callable[[Sequence[str]], NDArray[np.uint8]]
     image_size: int
     resize: Literal["crop", "pad", "stretch"]
     color: Literal["grey", "rgb"]
@@ -487,44 +458,22 @@ class Card:
     test_share: float | None = None
 
     def images(self, sample_ids: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
-        """Those of the images that there are, by id."""
+        """Return the images by id, without those that are not in the base."""
         wanted = list(dict.fromkeys(sample_ids))
         if not wanted:
             return {}
         try:
-            return dict(zip(wanted, self.picture(wanted), strict=True))
+            return dict(zip(wanted, self.read_images(wanted), strict=True))
         except KeyError:
             if len(wanted) == 1:
                 return {}
-        return {key: image for one in wanted for key, image in self.images([one]).items()}
+        return {key: image for sample_id in wanted for key, image in self.images([sample_id]).items()}
 
     def thumbnails(self, sample_ids: Sequence[str]) -> dict[str, str]:
-        """The same as addresses that hold their PNG."""
-        return {
-            key: inline(thumbnail_png(image, THUMBNAIL)) for key, image in self.images(sample_ids).items()
-        }
-
-
-def inline(png: bytes) -> str:
-    """The address of a picture that holds the picture."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def thumbnail_png(image: NDArray[np.uint8], most: int) -> bytes:
-    """Return an image as a PNG of its own size, or reduced to `most` pixels a side where it is larger.
-
-    Parameters
-    ----------
-    image : uint8, H×W×C with C 1 or 3
-    most : pixels
-    """
-    from PIL import Image
-
-    picture = Image.fromarray(np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image))
-    scale = most / max(picture.size)
-    if scale < 1:
-        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        picture = picture.resize(size, Image.Resampling.BOX)
-    stream = io.BytesIO()
-    picture.save(stream, format="PNG")
-    return stream.getvalue()
+        """Return the same as `data:` addresses of PNGs of at most `THUMBNAIL` pixels a side."""
+        addresses = {}
+        for key, image in self.images(sample_ids).items():
+            stream = io.BytesIO()
+            thumbnail(image, THUMBNAIL, enlarge=False).save(stream, format="PNG")
+            addresses[key] = png_uri(stream.getvalue())
+        return addresses

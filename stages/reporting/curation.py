@@ -1,4 +1,4 @@
-"""Pictures of what `curate` did: the samples it changed, and class balance before and after."""
+"""Draw what `curate` did: the samples it changed, and class balance before and after."""
 
 from __future__ import annotations
 
@@ -10,15 +10,26 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stages.errors import shorten
-from stages.reporting.figures import INK, MUTED, RULE, Section, canvas, change_title, gallery, note, open_axes
+from stages.reporting.figures import (
+    INK,
+    MUTED,
+    Section,
+    canvas,
+    change_title,
+    gallery,
+    note,
+    open_axes,
+    open_bars,
+)
+from stages.reporting.rendering import label_text, shown_text
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MOST_BARS = 40  # classes that have a bar of their own
-_MOST_CHANGED = 20
+_MAX_BARS = 40  # classes that have a bar of their own
+_MAX_CHANGED = 20
 _KEPT, _REWEIGHTED, _GAINED = "#8b93a1", "#c3c8d0", "#2e8b6f"
 _RELABELLED, _DROPPED = "#e8a66b", "#c8553d"
 
@@ -43,15 +54,14 @@ def change_gallery(
         ("drop", "Dropped, with the given label"),
         ("relabel", "Relabelled: given → new label"),
     ):
-        found = table[(table["action"] == action).to_numpy()]
-        shown = found.head(most)
-        given = shown["given_label"].fillna("no label")
+        changed = table[(table["action"] == action).to_numpy()]
+        shown = changed.head(most)
         titles = [
-            str(before) if action == "drop" else change_title(str(before), str(after))
-            for before, after in zip(given, shown["label"], strict=True)
+            label_text(given) if action == "drop" else change_title(label_text(given), str(label))
+            for given, label in zip(shown["given_label"], shown["label"], strict=True)
         ]
-        count = str(len(found)) if len(found) == len(shown) else f"{len(shown)} of {len(found)}"
-        sections.append(Section(f"{name} ({count})", images[shown["row"].to_numpy(np.int64)], titles))
+        heading = f"{name} ({shown_text(len(shown), len(changed))})"
+        sections.append(Section(heading, images[shown["row"].to_numpy(np.int64)], titles))
     gallery(sections, path, columns=8, empty="nothing was dropped or relabelled")
 
 
@@ -75,25 +85,25 @@ def class_balance(changes: pd.DataFrame, path: Path) -> None:
     table["gained"] = (table["curated"] - stayed).clip(lower=0)
     table = table.sort_values(["given", "class"], ascending=[False, True], kind="stable")
     title = f"largest : smallest class {_ratio(table['given'])} as given, {_ratio(table['curated'])} curated"
-    if len(table) <= _MOST_BARS:
+    if len(table) <= _MAX_BARS:
         height = 0.24 * len(table) + 1.3
         with canvas(8.6, max(height, 1.9), path) as figure:
             _class_bars(figure.subplots(), table)
-            _head(figure, title)
+            _headline(figure, title)
         return
     changed = (table["gained"] + table["drop"] + table["relabel"]).to_numpy()
-    most = table.iloc[np.argsort(-changed, kind="stable")[:_MOST_CHANGED]]
+    most = table.iloc[np.argsort(-changed, kind="stable")[:_MAX_CHANGED]]
     with canvas(11, 5.6, path) as figure:
         left, right = figure.subplots(1, 2, width_ratios=[5, 6])
         _profile(left, table)
         _class_bars(right, most)
         right.set_title(f"the {len(most)} classes that changed most", fontsize=9, color=MUTED)
-        _head(figure, title)
+        _headline(figure, title)
 
 
 def _class_bars(axes: Axes, table: pd.DataFrame) -> None:
-    """A line a class: what it has now to the right of the names, and behind that what it lost."""
-    places = np.arange(len(table), dtype=np.float64)
+    """Draw a bar a class: the images that it has now, and behind them those that it lost."""
+    places = range(len(table))
     start = np.zeros(len(table))
     parts = (
         ("keep", "kept", _KEPT),
@@ -103,26 +113,21 @@ def _class_bars(axes: Axes, table: pd.DataFrame) -> None:
         ("drop", "dropped", _DROPPED),
     )
     for column, name, colour in parts:
-        wide = table[column].to_numpy(np.float64)
-        if wide.any():
-            gone = column in ("relabel", "drop")
-            axes.barh(places, wide, 0.4 if gone else 0.76, left=start, color=colour, label=name)
-        start = start + wide
+        counts = table[column].to_numpy(np.float64)
+        if counts.any():
+            height = 0.4 if column in ("relabel", "drop") else 0.76
+            axes.barh(places, counts, height, left=start, color=colour, label=name)
+        start = start + counts
     top = max(float(start.max()), 1.0)
     for place, end, given, curated in zip(places, start, table["given"], table["curated"], strict=True):
         axes.text(end + 0.01 * top, place, f"{given} → {curated}", va="center", fontsize=7, color=INK)
-    axes.set_yticks(places, labels=[shorten(str(name), 24) for name in table["class"]])
-    axes.set_ylim(len(table) - 0.4, -0.6)
+    open_bars(axes, [shorten(str(name), 24) for name in table["class"]], len(table))
     axes.set_xlim(0, 1.2 * top)
     axes.set_xlabel("training images: given → curated")
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params("y", length=0)
-    axes.grid(axis="x", color=RULE, linewidth=0.6)
-    axes.set_axisbelow(True)
 
 
 def _profile(axes: Axes, table: pd.DataFrame) -> None:
-    """Given and curated counts from the largest class to the smallest, each sorted for itself."""
+    """Draw given and curated counts from the largest class to the smallest, each sorted for itself."""
     ranks = np.arange(1, len(table) + 1)
     given = np.sort(table["given"].to_numpy(np.float64))[::-1]
     curated = np.sort(table["curated"].to_numpy(np.float64))[::-1]
@@ -143,8 +148,8 @@ def _profile(axes: Axes, table: pd.DataFrame) -> None:
     open_axes(axes)
 
 
-def _head(figure: Figure, title: str) -> None:
-    """A line of text, and the key to the colours, above everything."""
+def _headline(figure: Figure, title: str) -> None:
+    """Put a line of text, and the key to the colours, above everything."""
     handles: dict[str, Artist] = {}
     for axes in figure.axes:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -159,6 +164,6 @@ def _head(figure: Figure, title: str) -> None:
 
 
 def _ratio(counts: pd.Series) -> str:
-    """The largest count by the smallest, as `10.3 : 1`, or `12 : 0` where a class is empty."""
+    """Return the largest count by the smallest, as `10.3 : 1`, or `12 : 0` where a class is empty."""
     most, least = int(counts.max()), int(counts.min())
     return f"{most / least:.1f} : 1" if least else f"{most} : 0"

@@ -29,7 +29,7 @@ def recall(outputs: Outputs, path: Path) -> None:
 
 def reliability(outputs: Outputs, path: Path) -> None:
     """Write the reliability diagram of each model, from `evaluate/reliability.csv`."""
-    table = outputs.report("evaluate/reliability.csv")
+    table = outputs.table("evaluate/reliability.csv")
     bins = {
         title: (
             rows["confidence"].to_numpy(float),
@@ -44,7 +44,7 @@ def reliability(outputs: Outputs, path: Path) -> None:
 
 def training_curves(outputs: Outputs, path: Path) -> None:
     """Write loss and accuracy of the models by epoch."""
-    histories = {title: outputs.report(f"{name}/history.csv") for name, title in MODELS.items()}
+    histories = {title: outputs.table(f"{name}/history.csv") for name, title in MODELS.items()}
     panels = {
         "training loss": "train_loss",
         "validation loss": "val_loss",
@@ -63,7 +63,7 @@ def training_curves(outputs: Outputs, path: Path) -> None:
 
 def gan_curves(outputs: Outputs, path: Path) -> None:
     """Write the losses of generator and critic by step; no file where no GAN was trained."""
-    history = outputs.report("synthesize/gan_history.csv").select_dtypes("number")
+    history = outputs.table("synthesize/gan_history.csv").select_dtypes("number")
     if len(history) and len(history.columns) > 1:
         steps, *losses = history.columns
         x = history[steps].to_numpy(float)
@@ -74,7 +74,7 @@ def gan_curves(outputs: Outputs, path: Path) -> None:
 def _confusions(outputs: Outputs) -> dict[str, NDArray[np.int64]]:
     """Return the confusion matrix of each model by its title; int64, K×K, rows the true class."""
     classes = pd.Index(outputs.base.classes)
-    table = outputs.report("evaluate/predictions.csv")
+    table = outputs.table("evaluate/predictions.csv")
     true = classes.get_indexer(pd.Index(table["label"]))
     size = len(classes)
     return {

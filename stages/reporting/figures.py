@@ -11,7 +11,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
@@ -23,6 +23,7 @@ from stages.errors import shorten
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from PIL import Image
 
 
 INK, MUTED, RULE = "#22272e", "#667080", "#d8dce2"
@@ -32,11 +33,15 @@ SERIES = ("#8b93a1", "#2f6db5", "#d9731a", "#2e8b6f", "#8a5aa8", "#b8932a")
 
 _DPI = 110
 
-# Of a gallery, in pixels.
-_GAP, _LINE, _WIDEST_HEADING = 8, 13, 760
+# Of grids of images, in pixels.
+_GAP, _LINE, _MAX_HEADING = 8, 13, 760
 
-_HEADING: dict[str, Any] = {"ha": "left", "va": "top", "fontsize": 9}
+_HEADING: dict[str, Any] = {"va": "top", "fontsize": 9}
 _TITLE: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 7, "linespacing": 1.15}
+_MONTAGE_TITLE: dict[str, Any] = {"va": "top", "fontsize": 10}
+_BLOCK_TITLE: dict[str, Any] = {"va": "bottom", "fontsize": 9}
+_ROW_NAME: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 8}
+_NAME = 30  # characters a line of a name beside its images
 _MAX_NAMES = 40  # classes that can still be named along an axis
 _MAX_NUMBERS = 14  # classes whose counts can still be read in a confusion matrix
 _SPACE = 2  # pixels between two images
@@ -82,7 +87,7 @@ def gallery(
     path : the PNG to write
     columns : images a row, at most
     cell : width and height that each image is brought to, in pixels, its proportions kept
-    together : so many neighbours belong together, and have a wider gap to the next ones
+    together : images that belong together: after so many the gap is wider
     empty : what the picture says where there are no images
     """
     sections = [section for section in sections if len(section.images)]
@@ -91,53 +96,50 @@ def gallery(
         return
     columns = max(1, min(columns, max(len(section.images) for section in sections)))
     lefts = [_GAP + (cell + _GAP) * number + 2 * _GAP * (number // together) for number in range(columns)]
-    wide = [min(7 * len(section.heading), _WIDEST_HEADING) + 2 * _GAP for section in sections]
-    width = max(lefts[-1] + cell + _GAP, *wide)
-    bands: list[NDArray[np.uint8]] = []
-    texts: list[_Text] = []
+    headings = [min(7 * len(section.heading), _MAX_HEADING) + 2 * _GAP for section in sections]
+    width = max(lefts[-1] + cell + _GAP, *headings)
+    grid = _Grid(width)
     for section in sections:
-        below = sum(len(band) for band in bands)
-        band, written = _band(section, lefts, cell, width)
-        bands.append(band)
-        texts += [replace(text, y=text.y + below) for text in written]
-    pixels = np.concatenate(bands)
-    height = len(pixels)
-    with canvas(width / 100, height / 100, path, dpi=100, layout=None) as figure:
-        figure.figimage(pixels)
-        for text in texts:
-            look = _HEADING if text.heading else _TITLE
-            figure.text(text.x / width, 1 - text.y / height, text.text, color=INK, **look)
+        if section.heading:
+            grid.write(_GAP, grid.height + 8, shorten(section.heading, width // 7), _HEADING)
+        titles = [_wrap(title, (cell + _GAP) // 6) for title in section.titles]
+        above = _LINE * max(len(lines) for lines in titles)
+        start, step = grid.height + (26 if section.heading else 4), cell + above + _GAP
+        for number, (image, lines) in enumerate(zip(section.images, titles, strict=True)):
+            row, column = divmod(number, columns)
+            upper, left = start + row * step + above, lefts[column]
+            grid.write(left + cell / 2, upper - 3, "\n".join(lines), _TITLE)
+            picture = thumbnail(image, cell)
+            grid.paste(picture, left + (cell - picture.width) // 2, upper + (cell - picture.height) // 2)
+        grid.height = start + -(-len(titles) // columns) * step + _GAP
+    grid.save(path)
 
 
-@dataclass(frozen=True)
-class _Text:
-    """A heading hangs from its place, a title stands on it; in pixels from the upper left corner."""
+class _Grid:
+    """Images and text at places in pixels from the upper left corner; `height` is what is taken so far."""
 
-    x: float
-    y: int
-    text: str
-    heading: bool = False
+    def __init__(self, width: int) -> None:
+        self.width, self.height = width, 0
+        self._images: list[tuple[int, int, NDArray[np.uint8]]] = []
+        self._texts: list[tuple[float, float, str, Mapping[str, Any]]] = []
 
+    def write(self, x: float, y: float, text: str, look: Mapping[str, Any]) -> None:
+        self._texts.append((x, y, text, look))
 
-def _band(
-    section: Section, lefts: Sequence[int], cell: int, width: int
-) -> tuple[NDArray[np.uint8], list[_Text]]:
-    """The pixels of a section, and the texts to write on them."""
-    wrapped = [_wrap(title, (cell + _GAP) // 6) for title in section.titles]
-    over = _LINE * max(len(parts) for parts in wrapped)
-    start, step = (26 if section.heading else 4), cell + over + _GAP
-    rows = -(-len(section.images) // len(lefts))
-    band = np.full((start + rows * step + _GAP, width, 3), 255, np.uint8)
-    texts = [_Text(_GAP, 8, shorten(section.heading, width // 7), heading=True)] if section.heading else []
-    for number, (image, parts) in enumerate(zip(section.images, wrapped, strict=True)):
-        row, column = divmod(number, len(lefts))
-        upper, left = start + row * step + over, lefts[column]
-        texts.append(_Text(left + cell / 2, upper - 3, "\n".join(parts)))
-        thumbnail = _thumbnail(image, cell)
-        high, wide, _ = thumbnail.shape
-        y, x = upper + (cell - high) // 2, left + (cell - wide) // 2
-        band[y : y + high, x : x + wide] = thumbnail
-    return band, texts
+    def paste(self, image: Image.Image, x: int, y: int) -> None:
+        self._images.append((x, y, np.asarray(image.convert("RGB"))))
+
+    def fill(self, x: int, y: int, width: int, height: int) -> None:
+        self._images.append((x, y, np.full((height, width, 3), _BACKGROUND, np.uint8)))
+
+    def save(self, path: Path) -> None:
+        pixels = np.full((self.height, self.width, 3), 255, np.uint8)
+        for x, y, image in self._images:
+            pixels[y : y + image.shape[0], x : x + image.shape[1]] = image
+        with canvas(self.width / 100, self.height / 100, path, dpi=100, layout=None) as figure:
+            figure.figimage(pixels)
+            for left, top, text, look in self._texts:
+                figure.text(left / self.width, 1 - top / self.height, text, **look)
 
 
 def confusion_matrices(matrices: Mapping[str, NDArray[np.int64]], classes: list[str], path: Path) -> None:
@@ -216,12 +218,12 @@ def class_bars(
     """
     with canvas(float(np.clip(0.55 * len(classes) + 2, 6, 14)), 3.2, path) as figure:
         axes = figure.subplots()
-        wide = 0.8 / max(len(values), 1)
+        width = 0.8 / max(len(values), 1)
         for number, ((name, heights), colour) in enumerate(
             zip(values.items(), _colours(len(values)), strict=True)
         ):
-            at = np.arange(len(classes)) + (number - (len(values) - 1) / 2) * wide
-            axes.bar(at, heights, wide * 0.92, color=colour, label=name)
+            at = np.arange(len(classes)) + (number - (len(values) - 1) / 2) * width
+            axes.bar(at, heights, width * 0.92, color=colour, label=name)
         axes.set_ylim(0, top)
         axes.set_ylabel(y_label)
         name_axis(axes, classes, "x")
@@ -252,11 +254,11 @@ def reliability_diagrams(
             edges = np.linspace(0, 1, len(counts) + 1)
             axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
             axes.bar(edges[:-1], counts / max(counts.sum(), 1), 1 / len(counts), align="edge", color=RULE)
-            there = counts > 0
-            axes.plot(confidence[there], accuracy[there], color=colour, linewidth=1, alpha=0.6)
+            filled = counts > 0
+            axes.plot(confidence[filled], accuracy[filled], color=colour, linewidth=1, alpha=0.6)
             # A bin of one image is at 0 or 1: the size says how little that means.
-            sizes = 6 + 90 * np.sqrt(counts[there] / max(counts.sum(), 1))
-            axes.scatter(confidence[there], accuracy[there], sizes, color=colour, zorder=3)
+            sizes = 6 + 90 * np.sqrt(counts[filled] / max(counts.sum(), 1))
+            axes.scatter(confidence[filled], accuracy[filled], sizes, color=colour, zorder=3)
             axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", aspect="equal")
             axes.set_title(title, fontsize=10)
             open_axes(axes)
@@ -264,15 +266,15 @@ def reliability_diagrams(
 
 
 def change_title(before: str, after: str) -> str:
-    """`before → after`, of which neither can push the other out: on two lines where they are long."""
-    short = shorten(before, 26), shorten(after, 24)
-    return f"{short[0]} → {short[1]}" if len("".join(short)) <= 11 else f"{short[0]}\n→ {short[1]}"
+    """Return `before → after`, each cut by itself, on two lines where they are long."""
+    before, after = shorten(before, 26), shorten(after, 24)
+    return f"{before} → {after}" if len(before + after) <= 11 else f"{before}\n→ {after}"
 
 
 def _wrap(title: str, width: int) -> list[str]:
-    """The lines of a title, each of at most `width` characters; at most three for a line given."""
-    parts = [shorten(part, 10 * width) for part in title.split("\n") if part]
-    return [line for part in parts for line in textwrap.wrap(part, width, max_lines=3, placeholder="…")]
+    """Wrap each line of a title to at most three of at most `width` characters."""
+    given = [shorten(line, 10 * width) for line in title.split("\n") if line]
+    return [short for line in given for short in textwrap.wrap(line, width, max_lines=3, placeholder="…")]
 
 
 @contextmanager
@@ -284,7 +286,7 @@ def canvas(
     dpi: int = _DPI,
     layout: Literal["constrained"] | None = "constrained",
 ) -> Iterator[Figure]:
-    """A figure of so many inches, saved to `path`; the user's own matplotlibrc changes nothing."""
+    """Open a figure of so many inches and save it to `path`; the user's own matplotlibrc changes nothing."""
     from matplotlib import style
     from matplotlib.figure import Figure
 
@@ -304,27 +306,33 @@ def canvas(
 
 
 def note(text: str, path: Path) -> None:
-    """A picture that says why there is none: an output that is declared has to be there."""
+    """Write a picture that says why there is none: an output that is declared has to be there."""
     with canvas(4.2, 0.7, path, layout=None) as figure:
         figure.text(0.5, 0.5, text, ha="center", va="center", color=MUTED, fontsize=10)
 
 
-def _thumbnail(image: NDArray[np.uint8], cell: int) -> NDArray[np.uint8]:
-    """RGB of at most cell×cell pixels; enlarged without smoothing, so that pixels stay pixels."""
+def thumbnail(image: NDArray[np.uint8], side: int, *, enlarge: bool = True) -> Image.Image:
+    """Bring an image to `side` pixels on its longer side; enlarged pixels stay squares.
+
+    Parameters
+    ----------
+    image : uint8, H×W×C (C 1 or 3) or H×W
+    side : pixels
+    enlarge : False leaves smaller images as they are
+    """
     from PIL import Image
 
-    pixels = np.asarray(image)
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
-        pixels = pixels[:, :, 0]
-    picture = Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
-    scale = cell / max(picture.size)
+    pixels = image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    scale = side / max(picture.size)
+    if scale >= 1 and not enlarge:
+        return picture
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    method = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
-    return np.asarray(picture.resize(size, method))
+    return picture.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS)
 
 
 def name_axis(axes: Axes, classes: Sequence[str], which: str) -> None:
-    """Class names along an axis, or none where they could not be read."""
+    """Put class names along an axis, or none where they could not be read."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     if len(classes) > _MAX_NAMES:
         axis.set_ticks([])
@@ -340,9 +348,19 @@ def name_axis(axes: Axes, classes: Sequence[str], which: str) -> None:
 
 
 def open_axes(axes: Axes) -> None:
-    """Only the two axes with figures on them, and thin lines across."""
+    """Show only the two axes with figures on them, and thin lines across."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=RULE, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def open_bars(axes: Axes, names: Sequence[str], lines: int) -> None:
+    """Name horizontal bars from top to bottom, in room for so many lines, and draw thin lines across."""
+    axes.set_yticks(range(len(names)), labels=names)
+    axes.set_ylim(lines - 0.4, -0.6)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params("y", length=0)
+    axes.grid(axis="x", color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)
 
 
@@ -377,28 +395,39 @@ def save_montage(
         return
     side = max(max(block.shape[1:3]) for line in lines for block in line.blocks)
     side *= -(-_MIN_TILE // side)
-    step, gap, left, top = side + _SPACE, side // 2, 150, 44
-    starts = [left + sum(columns[:number]) * step + number * gap for number in range(len(columns))]
-    width = max(starts[-1] + columns[-1] * step + _GAP, left + 7 * len(title))
-    pixels = np.full((top + len(lines) * step + _GAP, width, 3), 255, np.uint8)
-    for row, line in enumerate(lines):
+    names = ["\n".join(textwrap.wrap(shorten(line.name, 2 * _NAME), _NAME)) for line in lines]
+    left = 2 * _GAP + max(_text_width(name, _ROW_NAME["fontsize"]) for name in names)
+    step, top = side + _SPACE, 44 if any(block_titles) else 28
+    starts = [left + sum(columns[:i]) * step + i * (side // 2) for i in range(len(columns))]
+    title_width = 2 * _GAP + _text_width(title, _MONTAGE_TITLE["fontsize"])
+    grid = _Grid(max(starts[-1] + columns[-1] * step + _GAP, title_width))
+    grid.write(_GAP, 6, title, _MONTAGE_TITLE)
+    for start, text in zip(starts, block_titles, strict=True):
+        grid.write(start, top - 4, text, _BLOCK_TITLE)
+    for row, (line, name) in enumerate(zip(lines, names, strict=True)):
         y = top + row * step
+        grid.write(left - _GAP, y + side / 2, name, _ROW_NAME)
         for start, count, block in zip(starts, columns, line.blocks, strict=True):
-            pixels[y : y + side, start : start + count * step - _SPACE] = _BACKGROUND
+            grid.fill(start, y, count * step - _SPACE, side)
             for column, image in enumerate(block[:count]):
-                tile = _thumbnail(image, side)
-                x = start + column * step
-                pixels[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
-    height = len(pixels)
-    with canvas(width / 100, height / 100, path, dpi=100, layout=None) as figure:
-        figure.figimage(pixels)
-        figure.text(_GAP / width, 1 - 6 / height, shorten(title, width // 7), va="top", fontsize=10)
-        for start, text in zip(starts, block_titles, strict=True):
-            figure.text(start / width, 1 - (top - 4) / height, text, va="bottom", fontsize=9)
-        for row, line in enumerate(lines):
-            name = "\n".join(textwrap.wrap(shorten(line.name, 60), 24))
-            y = 1 - (top + row * step + side / 2) / height
-            figure.text((left - _GAP) / width, y, name, ha="right", va="center", fontsize=8)
+                grid.paste(thumbnail(image, side), start + column * step, y)
+    grid.height = top + len(lines) * step + _GAP
+    grid.save(path)
+
+
+def _text_width(text: str, points: float) -> int:
+    """Return the width in pixels of the longest line of a text in a grid, which has 100 pixels an inch."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(family="DejaVu Sans", size=points)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        widths = [
+            text_to_path.get_text_width_height_descent(line, font, ismath=False)[0]
+            for line in text.split("\n")
+        ]
+    return int(max(widths) * 100 / 72) + 1
 
 
 def size_map(

@@ -1,4 +1,4 @@
-"""Pictures of what `detect_noise` found: suspected labels, twins, outliers, and how classes are mixed up.
+"""Draw what `detect_noise` found: suspected labels, near-duplicates, outliers, and confused classes.
 
 PNG only, the same bytes for the same input; a table without findings gives a picture that says so.
 """
@@ -18,7 +18,6 @@ from stages.errors import shorten
 from stages.reporting.figures import (
     INK,
     MUTED,
-    RULE,
     SERIES,
     Section,
     canvas,
@@ -26,14 +25,16 @@ from stages.reporting.figures import (
     gallery,
     name_axis,
     note,
+    open_bars,
 )
+from stages.reporting.rendering import label_text, shown_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-# Kinds of issue of which single images are worth a look.
-LOOKS = (*PIXEL_KINDS, *SHAPE_KINDS, "underperforming_group")
+# Kinds of issue that are checked image by image.
+IMAGE_CHECKS = (*PIXEL_KINDS, *SHAPE_KINDS, "underperforming_group")
 
 _COLUMNS = 8
 _MOST_CLASSES = 30  # of a heat map whose names can be read
@@ -57,24 +58,23 @@ def label_issue_gallery(
     path : the PNG to write
     most : of the training split; of the others together at most half as many
     """
-    suspects = _placed(issues, rows)[issues["is_label_issue"].to_numpy(bool)]
+    suspects = _with_rows(issues, rows)[issues["is_label_issue"].to_numpy(bool)]
     suspects = suspects.sort_values(["label_score", "sample_id"])
     training = (suspects["split"] == "train").to_numpy()
-    parts = (
+    groups = (
         ("Training split", suspects[training], most),
         ("Validation and test", suspects[~training], most // 2),
     )
     sections = []
-    for name, found, limit in parts:
-        shown = found.head(limit)
+    for name, flagged, limit in groups:
+        shown = flagged.head(limit)
         titles = [
             f"{change_title(row.given_label, row.suggested_label)}?\n"
             f"{row.label_score:.2f} → {row.suggested_score:.2f}"
             for row in shown.itertuples()
         ]
-        heading = (
-            f"{name}: suspected labels, and the probability of each label ({_of(len(shown), len(found))})"
-        )
+        count = shown_text(len(shown), len(flagged))
+        heading = f"{name}: suspected labels, and the probability of each label ({count})"
         sections.append(_section(heading, images, shown, titles))
     gallery(sections, path, columns=_COLUMNS, empty="no label is suspected to be wrong")
 
@@ -94,23 +94,26 @@ def near_duplicate_gallery(
     images, rows, path : see `label_issue_gallery`
     most : pairs
     """
-    table = _placed(issues, rows)
+    table = _with_rows(issues, rows)
     pairs = near_duplicate_pairs(issues)
     disputed, agreed = pairs[pairs["labels_differ"]], pairs[~pairs["labels_differ"]]
     least = min(most // 3, len(agreed))
     sections = []
-    for name, found in (("Under two labels", disputed), ("Under one label", agreed)):
-        limit = most - least if found is disputed else most - min(len(disputed), most - least)
-        shown = found.head(limit)
+    most_disputed = min(len(disputed), most - least)
+    for name, group, limit in (
+        ("Under two labels", disputed, most_disputed),
+        ("Under one label", agreed, most - most_disputed),
+    ):
+        shown = group.head(limit)
         both = table.iloc[shown[["first", "second"]].to_numpy().ravel()]
-        titles = [f"{_label(row.given_label)}\n{row.split}" for row in both.itertuples()]
-        heading = f"{name}: near-duplicates, a pair of each set ({_of(len(shown), len(found))})"
+        titles = [f"{label_text(row.given_label)}\n{row.split}" for row in both.itertuples()]
+        heading = f"{name}: near-duplicates, a pair of each set ({shown_text(len(shown), len(group))})"
         sections.append(_section(heading, images, both, titles))
     gallery(sections, path, columns=_COLUMNS, together=2, empty="no near-duplicates were found")
 
 
 def near_duplicate_pairs(issues: pd.DataFrame) -> pd.DataFrame:
-    """The pair of each set of near-duplicates that says most, those under two labels first.
+    """Choose the most telling pair of each set of near-duplicates, those under two labels first.
 
     Parameters
     ----------
@@ -125,19 +128,19 @@ def near_duplicate_pairs(issues: pd.DataFrame) -> pd.DataFrame:
     sets = issues["near_duplicate_set"].to_numpy()
     members = np.flatnonzero(sets >= 0)
     members = members[np.argsort(sets[members], kind="stable")]
-    beside = sets[members[1:]] == sets[members[:-1]]
-    first, second = members[:-1][beside], members[1:][beside]
-    chained = np.zeros(len(first), bool)
+    same_set = sets[members[1:]] == sets[members[:-1]]
+    first, second = members[:-1][same_set], members[1:][same_set]
+    neighbours = np.zeros(len(first), bool)
     if "neighbors" in issues:
-        named = issues["neighbors"].iloc[members]
-        named.index = pd.Index(members)
-        near = named.explode().dropna()
+        lists = issues["neighbors"].iloc[members]
+        lists.index = pd.Index(members)
+        near = lists.explode().dropna()
         known = pd.Index(issues["sample_id"].iloc[members])
         at = known.get_indexer(pd.Index(near.to_numpy(object)))
         start, end = near.index.to_numpy()[at >= 0], members[at[at >= 0]]
-        inside = sets[start] == sets[end]
-        first, second = np.concatenate([start[inside], first]), np.concatenate([end[inside], second])
-        chained = np.concatenate([np.ones(inside.sum(), bool), chained])
+        within = sets[start] == sets[end]
+        first, second = np.concatenate([start[within], first]), np.concatenate([end[within], second])
+        neighbours = np.concatenate([np.ones(within.sum(), bool), neighbours])
     labels, splits = issues["given_label"].to_numpy(object), issues["split"].to_numpy(object)
     known_labels = issues["given_label"].notna().to_numpy()
     scores = issues["near_duplicate_score"].to_numpy(np.float64)
@@ -149,10 +152,10 @@ def near_duplicate_pairs(issues: pd.DataFrame) -> pd.DataFrame:
             "labels_differ": (labels[first] != labels[second]) & known_labels[first] & known_labels[second],
             "splits_differ": splits[first] != splits[second],
             "score": np.fmin(scores[first], scores[second]),
-            "chained": chained,
+            "neighbours": neighbours,
         }
     )
-    order = ["chained", "labels_differ", "splits_differ", "score", "first", "second"]
+    order = ["neighbours", "labels_differ", "splits_differ", "score", "first", "second"]
     rising = [False, False, False, True, True, True]
     pairs = (
         pairs.sort_values(order, ascending=rising)
@@ -180,7 +183,7 @@ def outlier_gallery(
 def finding_gallery(
     issues: pd.DataFrame, images: NDArray[np.uint8], rows: NDArray[np.int64], path: Path, *, most: int = 16
 ) -> None:
-    """Write what the checks of single images (`LOOKS`) found, kind by kind, the worst first.
+    """Write what the checks of single images (`IMAGE_CHECKS`) found, kind by kind, the worst first.
 
     Parameters
     ----------
@@ -189,7 +192,9 @@ def finding_gallery(
     images, rows, path : see `label_issue_gallery`
     most : images of each kind
     """
-    sections = [_worst_of(kind, issues, images, rows, most) for kind in LOOKS if flag_column(kind) in issues]
+    sections = [
+        _worst_of(kind, issues, images, rows, most) for kind in IMAGE_CHECKS if flag_column(kind) in issues
+    ]
     gallery(sections, path, columns=_COLUMNS, empty="no image is dark, light, blurry or odd otherwise")
 
 
@@ -245,7 +250,7 @@ def transition_heat_map(transition: NDArray[np.float64], classes: list[str], pat
 
 
 def _most_mixed_up(off: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The classes of the largest entries, in index order: all, or as many as can be named."""
+    """Return the classes of the largest entries, in index order: all, or as many as can be named."""
     if len(off) <= _MOST_CLASSES:
         return np.arange(len(off))
     # So many of the largest entries hold at least as many classes as are shown.
@@ -275,7 +280,7 @@ def _heat_map(axes: Axes, transition: NDArray[np.float64], names: list[str]) -> 
 
 
 def _strongest(axes: Axes, off: NDArray[np.float64], classes: list[str], count: int) -> None:
-    """Bars of the largest entries off the diagonal, the largest on top."""
+    """Draw bars of the largest entries off the diagonal, the largest on top."""
     order = np.argsort(-off, axis=None, kind="stable")[:count]
     true, given = np.unravel_index(order, off.shape)
     values = 100 * off[true, given]
@@ -283,32 +288,28 @@ def _strongest(axes: Axes, off: NDArray[np.float64], classes: list[str], count: 
     names = [
         f"{shorten(classes[a], 18)} → {shorten(classes[b], 18)}" for a, b in zip(true, given, strict=True)
     ]
-    axes.set_yticks(range(count), labels=names)
-    axes.set_ylim(max(count, 5) - 0.4, -0.6)
+    open_bars(axes, names, max(count, 5))
     axes.set_xlim(0, 1.15 * values.max())
     for y, value in enumerate(values):
         axes.text(value, y, f" {value:.1f}", va="center", fontsize=7, color=INK)
     axes.set_title("likely true → given label", fontsize=10, loc="left")
     axes.set_xlabel("% of the class")
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params("y", length=0)
-    axes.grid(axis="x", color=RULE, linewidth=0.6)
-    axes.set_axisbelow(True)
 
 
 def _worst_of(
     kind: str, issues: pd.DataFrame, images: NDArray[np.uint8], rows: NDArray[np.int64], most: int
 ) -> Section:
-    """The flagged samples of a kind, the lowest scores first."""
+    """Return the flagged samples of a kind as a section, the lowest scores first."""
     score = score_column(kind)
-    found = _placed(issues, rows)[issues[flag_column(kind)].to_numpy(bool)]
-    shown = found.sort_values([score, "sample_id"]).head(most)
+    flagged = _with_rows(issues, rows)[issues[flag_column(kind)].to_numpy(bool)]
+    shown = flagged.sort_values([score, "sample_id"]).head(most)
     titles = [
-        f"{_label(label)}\n{split} {score:.2f}"
+        f"{label_text(label)}\n{split} {score:.2f}"
         for label, split, score in zip(shown["given_label"], shown["split"], shown[score], strict=True)
     ]
     heading = (
-        f"{NAMES[kind].capitalize()}: label, split and score; low is bad ({_of(len(shown), len(found))})"
+        f"{NAMES[kind].capitalize()}: label, split and score; low is bad "
+        f"({shown_text(len(shown), len(flagged))})"
     )
     return _section(heading, images, shown, titles)
 
@@ -317,16 +318,8 @@ def _section(heading: str, images: NDArray[np.uint8], shown: pd.DataFrame, title
     return Section(heading, images[shown["row"].to_numpy(np.int64)], titles)
 
 
-def _placed(issues: pd.DataFrame, rows: NDArray[np.int64]) -> pd.DataFrame:
-    """The issues with the row of their image, numbered from 0."""
+def _with_rows(issues: pd.DataFrame, rows: NDArray[np.int64]) -> pd.DataFrame:
+    """Return the issues with the row of their image, numbered from 0."""
     if len(issues) != len(rows):
         raise ValueError(f"{len(issues)} issues but {len(rows)} rows of images")
     return issues.assign(row=np.asarray(rows, np.int64)).reset_index(drop=True)
-
-
-def _label(label: object) -> str:
-    return "no label" if pd.isna(label) else str(label)
-
-
-def _of(shown: int, found: int) -> str:
-    return str(found) if shown == found else f"{shown} of {found}"

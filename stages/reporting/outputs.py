@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,15 @@ from numpy.typing import NDArray
 
 from stages.dataset import base as dataset
 from stages.dataset.base import Dataset
-from stages.dataset.files import read_array, read_table
+from stages.dataset.files import existing, read_array, read_table
+from stages.errors import WinnowError
 from stages.reporting import reports
 
 
 class Outputs:
     """The tables, arrays and images of the stages in the current folder, each read once.
 
-    Every property raises a WinnowError where the file is not there or cannot be read.
+    Every property and method raises a WinnowError where the file is not there or cannot be read.
     """
 
     @cached_property
@@ -53,19 +55,27 @@ class Outputs:
         """The delta of `synthesize`."""
         return dataset.read_dataset(dataset.SYNTHETIC)
 
-    def report(self, name: str) -> pd.DataFrame:
-        """Return a table under `reports/`, with class names as text; an empty one where there is none."""
-        table = reports.read_table(dataset.REPORTS / name)
-        return pd.DataFrame() if table is None else table
+    def table(self, name: str) -> pd.DataFrame:
+        """Return a Parquet or CSV table under `reports/`, with class names as text."""
+        path = dataset.REPORTS / name
+        if path.suffix == ".parquet":
+            return read_table(path)
+        try:
+            return reports.read_csv(existing(path))
+        except (OSError, ValueError) as error:
+            raise _damaged(path, error) from error
 
     def array(self, name: str) -> NDArray[np.uint8]:
         """Return an array under `reports/`, memory-mapped."""
         return read_array(dataset.REPORTS / name, mapped=True)
 
     def content(self, name: str) -> dict[str, Any]:
-        """Return the content of a JSON file under `reports/`; an empty one where there is none."""
+        """Return the content of a JSON file under `reports/`."""
         path = dataset.REPORTS / name
-        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        try:
+            return dict(json.loads(existing(path).read_text("utf-8")))
+        except (OSError, TypeError, ValueError) as error:
+            raise _damaged(path, error) from error
 
     def images_of(self, sample_ids: Sequence[str]) -> NDArray[np.uint8]:
         """Return the ingested images of these samples, uint8 n×H×W×C, in their order.
@@ -83,3 +93,9 @@ class Outputs:
     @cached_property
     def _places(self) -> pd.Index:
         return pd.Index(self.base.samples["sample_id"].to_numpy(object))
+
+
+def _damaged(path: Path, error: Exception) -> WinnowError:
+    return WinnowError(
+        f"{path} is damaged ({str(error).splitlines()[0]}): `dvc checkout dvc.yaml` brings it back"
+    )

@@ -1,4 +1,4 @@
-"""Draw what augmentation and synthesis made: copies, transforms, synthetic and refused images, the GAN."""
+"""Draw what `augment` and `synthesize` made: copies, transforms, synthetic and refused images, the GAN."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pandas as pd
 
 from stages.reporting.figures import Line, save_montage
 from stages.reporting.outputs import Outputs
+from stages.reporting.synthesis import REFUSED
 
 _ORIGINALS, _COPIES = 4, 10  # shown of each class
 _SHOWN = 8  # images of each class and kind
@@ -21,7 +22,7 @@ def copies_preview(outputs: Outputs, path: Path) -> None:
     for name, rows in delta.samples.groupby("label", sort=False)["row"]:
         copies = delta.samples.loc[rows.index]
         originals = list(dict.fromkeys(copies["parent_id"]))[:_ORIGINALS]
-        # in turn, so that every original shown has copies next to it
+        # In turn, so that every original shown has copies next to it.
         copies = copies[copies["parent_id"].isin(originals)]
         copies = copies.assign(turn=copies.groupby("parent_id").cumcount()).sort_values("turn", kind="stable")
         shown = delta.images[copies["row"].to_numpy()[:_COPIES]]
@@ -32,11 +33,11 @@ def copies_preview(outputs: Outputs, path: Path) -> None:
 
 def transforms_preview(outputs: Outputs, path: Path) -> None:
     """Write a line a transform, also for those left out: original images, and what it alone makes of them."""
-    table = outputs.report("augment/transformed.parquet")
+    table = outputs.table("augment/transformed.parquet")
     lines = []
     if not table.empty:
         images = outputs.array("augment/transformed.npy")
-        for (name, decision), rows in _in_order(table, ["transform", "decision"]):
+        for (name, decision), rows in _groups(table, ["transform", "decision"]):
             left_out = " (left out)" if decision == "left_out" else ""
             blocks = [outputs.images_of(rows["sample_id"].tolist()), images[rows["row"].to_numpy()]]
             lines.append(Line(f"{name}{left_out}", blocks))
@@ -53,9 +54,11 @@ def synthetic_preview(outputs: Outputs, path: Path) -> None:
     for name, quality in outputs.content("synthesize/quality.json").get("classes", {}).items():
         added = delta.samples[delta.samples["label"] == name].head(_SHOWN)
         if len(added):
-            own = real.loc[real["class"] == name, "sample_id"].tolist()
-            nearest = outputs.images_of(added["parent_id"].tolist())
-            blocks = [outputs.images_of(own), delta.images[added["row"].to_numpy()], nearest]
+            blocks = [
+                outputs.images_of(real.loc[real["class"] == name, "sample_id"].tolist()),
+                delta.images[added["row"].to_numpy()],
+                outputs.images_of(added["parent_id"].tolist()),
+            ]
             lines.append(Line(f"{name} ({quality['method']})", blocks))
     title = "Real and synthetic images" if lines else "Nothing was synthesised"
     save_montage(path, title, lines, [_SHOWN] * 3, ["real", "synthetic", "nearest real"])
@@ -68,13 +71,15 @@ def refused_preview(outputs: Outputs, path: Path) -> None:
     """
     refused, real = _examples(outputs, "refused"), _examples(outputs, "real")
     lines = []
-    for (name, check), rows in _in_order(refused, ["class", "check"]):
-        own = real.loc[real["class"] == name, "sample_id"].tolist()
-        images = outputs.array("synthesize/examples.npy")[rows["row"].to_numpy()]
-        blocks = [outputs.images_of(own), images, outputs.images_of(rows["sample_id"].tolist())]
-        lines.append(Line(f"{name}: {check.replace('_', ' ')}", blocks))
+    for (name, check), rows in _groups(refused, ["class", "check"]):
+        blocks = [
+            outputs.images_of(real.loc[real["class"] == name, "sample_id"].tolist()),
+            outputs.array("synthesize/examples.npy")[rows["row"].to_numpy()],
+            outputs.images_of(rows["sample_id"].tolist()),
+        ]
+        lines.append(Line(f"{name}: {REFUSED.get(check, check)}", blocks))
     if lines:
-        title = "Generated images that the gate refused, by class and check"
+        title = "Generated images that the gate refused, by class and reason"
         save_montage(path, title, lines, [_SHOWN] * 3, ["real", "refused", "nearest real"])
 
 
@@ -89,10 +94,9 @@ def gan_progress(outputs: Outputs, folder: Path) -> None:
     folder.mkdir()
     images = outputs.array("synthesize/examples.npy")
     asked = outputs.content("synthesize/quality.json")["gan"]["steps_asked"]
-    for (step,), of_step in _in_order(progress, ["step"]):
+    for (step,), of_step in _groups(progress, ["step"]):
         lines = [
-            Line(str(name), [images[rows["row"].to_numpy()]])
-            for (name,), rows in _in_order(of_step, ["class"])
+            Line(str(name), [images[rows["row"].to_numpy()]]) for (name,), rows in _groups(of_step, ["class"])
         ]
         title = f"The generator after {step} of {asked} steps"
         save_montage(folder / f"step_{step:06d}.png", title, lines, [len(lines[0].blocks[0])], [""])
@@ -100,10 +104,10 @@ def gan_progress(outputs: Outputs, folder: Path) -> None:
 
 def _examples(outputs: Outputs, kind: str) -> pd.DataFrame:
     """Return the rows of one kind of `synthesize/examples.parquet`."""
-    table = outputs.report("synthesize/examples.parquet")
-    return table[table["kind"] == kind] if len(table) else pd.DataFrame(columns=["class", "sample_id"])
+    table = outputs.table("synthesize/examples.parquet")
+    return table[table["kind"] == kind]
 
 
-def _in_order(table: pd.DataFrame, columns: list[str]) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
+def _groups(table: pd.DataFrame, columns: list[str]) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
     """Return the groups of rows in the order of the table, each with its values of `columns`."""
     return list(table.groupby(columns, sort=False)) if len(table) else []

@@ -1,22 +1,19 @@
 """Render the page that shows what every stage found and did, in one file that needs nothing else.
 
-Names of classes and files come from strangers: the template escapes all it is given, and the page
-forbids itself scripts and anything from elsewhere. A summary that is not there, or is of another shape,
-gives empty answers.
+The page forbids itself scripts and anything from elsewhere. A summary that is not there, or is of another
+shape, gives empty answers.
 """
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from pandas.api.types import is_numeric_dtype
 
 from stages.dataset.issue_kinds import KINDS, NAMES, PROTECTIONS
 from stages.reporting.pictures import caption_of, names_of
+from stages.reporting.rendering import MAX_ROWS, as_mapping, flat_rows, png_uri, render_template, text_table
 from stages.reporting.reports import (
     HEADLINE,
     LOWER_IS_BETTER,
@@ -32,14 +29,14 @@ from stages.reporting.synthesis import (
     gan_notes,
     gate_table,
     nearness,
+    not_needed_line,
     requested_table,
-    rest_line,
     snapshot_table,
     survival_rows,
 )
 
-# What may stand behind a decision, in words.
-_DECIDING: dict[str, str] = {
+# What may decide about a sample, in words.
+_DECIDED_BY: dict[str, str] = {
     **NAMES,
     "conflicting_labels": "conflicting labels",
     "unlabeled": "unlabelled",
@@ -48,19 +45,16 @@ _DECIDING: dict[str, str] = {
 
 _SPLITS = ("train", "val", "test", "unlabeled")
 _ACTIONS = {"drop": "dropped", "relabel": "relabelled", "reweight": "reweighted", "keep": "kept"}
-_PLURALS = {"label_errors": "label_error", "outliers": "outlier", "near_duplicates": "near_duplicate"}
-_MOST_NAMED = 20
-_SURE = 0.05  # p-value under which the order of the files is said to tell something
+_OLD_NAMES = {"label_errors": "label_error", "outliers": "outlier", "near_duplicates": "near_duplicate"}
+_MAX_NAMED = 20
+_SIGNIFICANT = 0.05  # p-value under which the order of the files is reported
 
-# Stages whose pictures are on the data card or in sections of their own, and evaluate's in their places.
-_ELSEWHERE = ("ingest", "detect_noise", "curate", "augment", "synthesize")
-_PLACED = ("recall.png", "confusion.png", "reliability.png", "curves.png", "gan_curves.png")
-
-_MOST_ROWS = 200  # of a table in the page; the file beside it holds all of them
+# Stages whose pictures are on the data card or in sections of their own.
+_OWN_SECTION = ("ingest", "detect_noise", "curate", "augment", "synthesize")
 
 
 def found_by_split(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """Counts by kind of issue and split.
+    """Count the issues by kind and split.
 
     Parameters
     ----------
@@ -72,13 +66,13 @@ def found_by_split(summary: Mapping[str, Any]) -> pd.DataFrame:
     `kind` in words, a column a split (null where the kind does not apply), and `all` where there are
     several; the first row counts samples. Kinds that are switched off have no row.
     """
-    splits = _mapping(summary.get("splits", summary))
+    splits = as_mapping(summary.get("splits", summary))
     counts = {
-        name: {_PLURALS.get(kind, kind): n for kind, n in splits[name].items()}
+        name: {_OLD_NAMES.get(kind, kind): n for kind, n in splits[name].items()}
         for name in _SPLITS
         if isinstance(splits.get(name), Mapping) and "samples" in splits[name]
     }
-    checks = _mapping(summary.get("checks"))
+    checks = as_mapping(summary.get("checks"))
     kinds = [
         kind
         for kind in KINDS
@@ -96,15 +90,15 @@ def found_by_split(summary: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def switched_off(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The checks that did not run, in words, each with the reason."""
-    checks = _mapping(summary.get("checks"))
-    return [(NAMES.get(kind, kind), str(said)) for kind, said in checks.items() if said != "on"]
+    """List the checks that did not run, in words, each with the reason."""
+    checks = as_mapping(summary.get("checks"))
+    return [(NAMES.get(kind, kind), str(reason)) for kind, reason in checks.items() if reason != "on"]
 
 
 def order_line(summary: Mapping[str, Any]) -> str:
-    """A sentence where the order of the files tells something of the images; else nothing."""
+    """Warn in a sentence where files that follow one another look alike; else return nothing."""
     p = summary.get("non_iid")
-    if not isinstance(p, int | float) or p >= _SURE:
+    if not isinstance(p, int | float) or p >= _SIGNIFICANT:
         return ""
     return (
         f"Files that follow one another look alike (p = {p:.2g}): the images may come from series, and "
@@ -113,7 +107,7 @@ def order_line(summary: Mapping[str, Any]) -> str:
 
 
 def done_by_kind(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """What was done to training samples, by the kind of issue that decided.
+    """Count what was done to training samples, by the kind of issue that decided.
 
     Parameters
     ----------
@@ -123,122 +117,95 @@ def done_by_kind(summary: Mapping[str, Any]) -> pd.DataFrame:
     -------
     `decided by` in words, then `dropped`, `relabelled`, `reweighted`, `kept`.
     """
-    kinds = {name: row for name, row in _mapping(summary.get("kinds")).items() if isinstance(row, Mapping)}
+    kinds = {name: row for name, row in as_mapping(summary.get("kinds")).items() if isinstance(row, Mapping)}
     rows = [
         {"decided by": words} | {title: int(kinds[kind].get(action, 0)) for action, title in _ACTIONS.items()}
-        for kind, words in (_DECIDING | {name: name for name in kinds if name not in _DECIDING}).items()
+        for kind, words in (_DECIDED_BY | {name: name for name in kinds if name not in _DECIDED_BY}).items()
         if kind in kinds
     ]
     return pd.DataFrame(rows)
 
 
 def kept_for_review(summary: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Why suspects were not touched, in words, and how many: what waits for a reviewer."""
-    kept = [
+    """List why suspects wait for a reviewer, in words, and how many of them."""
+    protected = [
         (f"in training, because {PROTECTIONS.get(name, name)}", int(count))
-        for name, count in _mapping(summary.get("protection")).items()
+        for name, count in as_mapping(summary.get("protection")).items()
         if count
     ]
-    outside = _mapping(summary.get("outside_training"))
-    return kept + [(f"suspected labels in {name}", int(count)) for name, count in outside.items() if count]
+    outside = as_mapping(summary.get("outside_training"))
+    return protected + [
+        (f"suspected labels in {name}", int(count)) for name, count in outside.items() if count
+    ]
 
 
 def rare_classes(summary: Mapping[str, Any]) -> str:
-    """The classes that curation took for rare, the first of them by name."""
+    """Name the first of the classes that curation took for rare, and count the others."""
     names = summary.get("rare_classes")
     if not isinstance(names, list):
         return ""
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(str(name) for name in names[:_MOST_NAMED]) + more
-
-
-def _mapping(content: object) -> Mapping[str, Any]:
-    return content if isinstance(content, Mapping) else {}
-
-
-def render_template(name: str, context: Mapping[str, Any], filters: Mapping[str, Callable[..., str]]) -> str:
-    """A template of this folder as text; everything in it is escaped, and what is missing is an error."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= filters
-    return environment.get_template(name).render(context) + "\n"
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(str(name) for name in names[:_MAX_NAMED]) + more
 
 
 def render_page(results: Results) -> str:
-    """The whole of `index.html`; the same results gives the same bytes."""
-    found, done = (results.summaries.get(stage, {}) for stage in ("detect_noise", "curate"))
-    placed = [one for one in results.pictures if one.stage == "evaluate" and one.name in _PLACED]
+    """Return the whole of `index.html`; the same results give the same bytes."""
+    detected, curated = (results.summaries.get(stage, {}) for stage in ("detect_noise", "curate"))
+    pictures = {stage: pictures_of(results, stage) for stage in _OWN_SECTION}
+    named = {
+        picture.name: _shown(picture)
+        for picture in results.pictures
+        if picture.stage == "evaluate" and picture.name in names_of("evaluate")
+    }
+    survival = survival_rows(results.table("augment/survival.csv"))
+    treatments = treatment_rows(results.table("evaluate/treatments.csv"))
+    recalls = recall_rows(results.table("evaluate/per_class.csv"))
+    made = (pictures["augment"], pictures["synthesize"], survival, results.quality)
     context: dict[str, Any] = {
         "results": results,
         "models": MODELS,
-        "metrics": METRICS,
         "lower_is_better": LOWER_IS_BETTER,
+        "max_rows": MAX_ROWS,
         "headline": headline(results),
         "cards": [card for metric in HEADLINE if (card := score_card(results, metric))],
-        "rows": score_rows(results),
-        "one_sided": intervals_beside(results),
+        "score_rows": score_rows(results),
+        "outside_interval": values_outside_interval(results),
         "calibration": calibration_rows(results),
         "cross_validation": cross_validation_rows(results),
         "noise": results.metrics.get("noise", {}),
-        "found": plain_table(found_by_split(found)),
-        "switched_off": switched_off(found),
-        "order": order_line(found),
-        "found_pictures": pictures_of(results, "detect_noise"),
-        "done": plain_table(done_by_kind(done)),
-        "kept_for_review": kept_for_review(done),
-        "rare": rare_classes(done),
-        "reasons": plain_table(results.table("curate/reasons.csv")),
-        "done_pictures": pictures_of(results, "curate"),
-        **cut("treatments", treatment_rows(results.table("evaluate/treatments.csv"))),
-        **cut("recalls", recall_rows(results.table("evaluate/per_class.csv"))),
-        **synthesis_context(results),
-        "scores": {picture.name: _inline(picture) for picture in placed},
-        "gallery": [
-            _inline(picture)
-            for picture in results.pictures
-            if picture.stage not in _ELSEWHERE and picture not in placed
-        ],
-        "class_counts": plain_table(counts_by_split(results.table("ingest/class_counts.csv"))),
-        "quarantine": plain_table(results.table("ingest/quarantine.parquet")),
-        "duplicates": plain_table(results.table("ingest/duplicates.parquet")),
-        "summaries": {stage: flatten(summary) for stage, summary in results.summaries.items()},
-    }
-    filters = {"figure": figure_text, "signed": signed_text}
-    filters |= {"brief": brief_text, "percent": percent_text}
-    return render_template("page.html.j2", context, filters)
-
-
-def synthesis_context(results: Results) -> dict[str, Any]:
-    """What the section on made images shows; `any_synthesis` says whether there is anything to show."""
-    augmented = pictures_of(results, "augment")
-    generated = pictures_of(results, "synthesize")
-    survival = survival_rows(results.table("augment/survival.csv"))
-    return {
-        "any_synthesis": bool(augmented or generated or survival or results.quality),
-        **cut("survival", survival),
-        "augment_pictures": augmented,
-        "synthesize_pictures": generated,
+        "issues": text_table(found_by_split(detected)),
+        "switched_off": switched_off(detected),
+        "order": order_line(detected),
+        "pictures": pictures,
+        "decisions": text_table(done_by_kind(curated)),
+        "kept_for_review": kept_for_review(curated),
+        "rare": rare_classes(curated),
+        "reasons": text_table(results.table("curate/reasons.csv")),
+        "treatments": treatments,
+        "recalls": recalls,
+        "survival": survival,
+        "any_made": any(made),
         "gate": gate_table(results.quality),
         "gan_line": gan_line(results.synthesis, results.quality),
         "gan_notes": gan_notes(results.synthesis),
         "fallbacks": fallbacks(results),
-        "rest_line": rest_line(results.quality),
-        "requested": plain_table(requested_table(results.quality)),
-        "snapshots": plain_table(snapshot_table(results.table("synthesize/gan_scores.csv"), results.quality)),
+        "not_needed": not_needed_line(results.quality),
+        "requested": text_table(requested_table(results.quality)),
+        "snapshots": text_table(snapshot_table(results.table("synthesize/gan_scores.csv"), results.quality)),
         "nearness": nearness(results.quality),
+        "evaluate_pictures": named,
+        "other_pictures": [
+            _shown(picture)
+            for picture in results.pictures
+            if picture.stage not in _OWN_SECTION
+            and not (picture.stage == "evaluate" and picture.name in named)
+        ],
+        "class_counts": text_table(counts_by_split(results.table("ingest/class_counts.csv"))),
+        "quarantine": text_table(results.table("ingest/quarantine.parquet")),
+        "duplicates": text_table(results.table("ingest/duplicates.parquet")),
+        "summaries": {stage: flat_rows(summary) for stage, summary in results.summaries.items()},
     }
-
-
-def cut(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """`rows` under `name`, at most `_MOST_ROWS` of them, and how many were left out."""
-    return {name: rows[:_MOST_ROWS], f"{name}_left_out": max(0, len(rows) - _MOST_ROWS)}
+    return render_template("page.html.j2", context)
 
 
 def pictures_of(results: Results, stage: str) -> list[dict[str, str]]:
@@ -246,47 +213,57 @@ def pictures_of(results: Results, stage: str) -> list[dict[str, str]]:
     order = {name: number for number, name in enumerate(names_of(stage))}
     pictures = [picture for picture in results.pictures if picture.stage == stage]
     pictures.sort(key=lambda picture: order.get(picture.name.split("/")[0], len(order)))
-    return [_inline(picture) for picture in pictures]
+    return [_shown(picture) for picture in pictures]
 
 
 def headline(results: Results) -> tuple[str, str]:
-    """The verdict in a sentence, and its kind: `better`, `worse`, `open` or `none`."""
+    """Return the verdict in a sentence, and its kind: `better`, `worse`, `open` or `none`."""
     gain = results.metrics.get("gain", {}).get("finetune", {}).get("balanced_accuracy")
     if gain is None:
         return "No models were compared", "none"
-    said = verdict("balanced_accuracy", gain)
+    outcome = verdict("balanced_accuracy", gain)
     points = f"{100 * abs(gain['value']):.1f} points of balanced accuracy"
-    if said == "better":
+    if outcome == "better":
         return f"The treatments bought {points}", "better"
-    if said == "worse":
+    if outcome == "worse":
         return f"The treatments cost {points}", "worse"
     return "The treatments are not shown to help on this test set", "open"
 
 
 def score_card(results: Results, metric: str) -> dict[str, Any] | None:
-    """One metric of every model on one scale, and the fine-tuned model's gain; None without figures."""
-    found = {
+    """Put one metric of every model on one scale, with the fine-tuned model's gain; None without scores."""
+    scores = {
         name: results.metrics["models"][name][metric]
         for name in MODELS
         if metric in results.metrics.get("models", {}).get(name, {})
     }
-    if not found:
+    if not scores:
         return None
-    ends = [value for figures in found.values() for value in figures.values()]
+    ends = [value for figures in scores.values() for value in figures.values()]
     low, high = max(0.0, min(ends) - 0.02), min(1.0, max(ends) + 0.02)
+    percent = 100 / max(high - low, 1e-9)  # of the scale's width, for each unit of the metric
     gain = results.metrics.get("gain", {}).get("finetune", {}).get(metric)
     return {
         "title": METRICS[metric],
         "low": low,
         "high": high,
-        "bars": [{"name": name, **figures, **_strip(figures, low, high)} for name, figures in found.items()],
+        "bars": [
+            {
+                "name": name,
+                **figures,
+                "dot": round(percent * (figures["value"] - low), 2),
+                "left": round(percent * (figures["low"] - low), 2),
+                "width": round(percent * (figures["high"] - figures["low"]), 2),
+            }
+            for name, figures in scores.items()
+        ],
         "gain": gain,
         "verdict": verdict(metric, gain) if gain else "",
     }
 
 
 def score_rows(results: Results) -> list[dict[str, Any]]:
-    """A row a metric: the figures of each model, the gains of each over the baseline."""
+    """List the metrics, each with the scores of the models and their gains over the baseline."""
     models, gains = results.metrics.get("models", {}), results.metrics.get("gain", {})
     rows = []
     for metric, title in METRICS.items():
@@ -305,7 +282,7 @@ def score_rows(results: Results) -> list[dict[str, Any]]:
 
 
 def calibration_rows(results: Results) -> list[tuple[str, float, float]]:
-    """Title, temperature and former calibration error of each model whose probabilities were changed."""
+    """List title, temperature and calibration error before it of each model that has a temperature."""
     rows = results.metrics.get("calibration", {})
     return [
         (title, rows[name]["temperature"], rows[name]["error_before"])
@@ -315,7 +292,7 @@ def calibration_rows(results: Results) -> list[tuple[str, float, float]]:
 
 
 def cross_validation_rows(results: Results) -> list[dict[str, Any]]:
-    """A row a metric: what each model that leaves folds out scored on them."""
+    """List the metrics, each with the scores of the models on the folds that they left out."""
     found = results.metrics.get("cross_validation", {})
     metrics = [metric for metric in METRICS if any(metric in figures for figures in found.values())]
     return [
@@ -327,19 +304,19 @@ def cross_validation_rows(results: Results) -> list[dict[str, Any]]:
     ]
 
 
-def intervals_beside(results: Results) -> list[str]:
-    """Metrics with an interval that does not hold its own value: the page explains these."""
-    beside = {
+def values_outside_interval(results: Results) -> list[str]:
+    """Return the metrics with a value outside its own interval: the page explains these."""
+    outside = {
         metric
         for figures in results.metrics.get("models", {}).values()
         for metric, figure in figures.items()
         if not figure["low"] <= figure["value"] <= figure["high"]
     }
-    return [METRICS[metric] for metric in METRICS if metric in beside]
+    return [METRICS[metric] for metric in METRICS if metric in outside]
 
 
 def treatment_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """A row a class with its bar: percent of the largest class's total that each part takes."""
+    """List the classes, each with its bar: percent of the largest class's total that each part takes."""
     if table.empty:
         return []
     parts = ["real", "augmented", "synthesised"]
@@ -352,7 +329,7 @@ def treatment_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def recall_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """A row a class: its test images, and recall and F1 of each model; the hardest class first."""
+    """List the classes, the hardest first: test images, and recall and F1 of each model."""
     if table.empty:
         return []
     rows = []
@@ -372,7 +349,7 @@ def recall_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def counts_by_split(table: pd.DataFrame) -> pd.DataFrame:
-    """A row a class and a column a split, from rows `class`, `split`, `count`; else as it is.
+    """Pivot rows of `class`, `split` and `count` to a row a class and a column a split; else change nothing.
 
     A row without a class counts unlabelled images.
     """
@@ -383,73 +360,10 @@ def counts_by_split(table: pd.DataFrame) -> pd.DataFrame:
     return wide.astype(int).reset_index()
 
 
-def plain_table(table: pd.DataFrame) -> dict[str, Any]:
-    """Any table as texts: at most `_MOST_ROWS` rows, how many were left out, and which columns are text."""
-    shown = table.head(_MOST_ROWS)
+def _shown(picture: Picture) -> dict[str, str]:
+    """Return a picture as the template shows it; `data` is empty for one that is too large."""
     return {
-        "columns": [(str(name), "" if is_numeric_dtype(table[name]) else "text") for name in table.columns],
-        "rows": [[cell_text(value) for value in row] for row in shown.itertuples(index=False)],
-        "left_out": len(table) - len(shown),
-    }
-
-
-def flatten(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested mappings as `a.b.c` with the value as text; those in a list by their number, from 1."""
-    rows: list[tuple[str, str]] = []
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            rows += flatten(value, f"{prefix}{key}.")
-        elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-            rows += flatten({str(number): item for number, item in enumerate(value, 1)}, f"{prefix}{key}.")
-        else:
-            rows.append((f"{prefix}{key}", cell_text(value)))
-    return rows
-
-
-def cell_text(value: object) -> str:
-    """A value as a table shows it: four significant digits, nothing for none."""
-    if value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value)):
-        return ""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(cell_text(item) for item in value)
-    return str(value)
-
-
-def figure_text(value: float | None) -> str:
-    """A score to three digits; a dash where there is none."""
-    return "–" if value is None or pd.isna(value) else f"{value:.3f}"
-
-
-def brief_text(value: float | None) -> str:
-    """A figure to two digits; a dash where there is none."""
-    return "–" if value is None or pd.isna(value) else f"{value:.2f}"
-
-
-def percent_text(value: float | None) -> str:
-    """A share as `97.5 %`; a dash where there is none."""
-    return "–" if value is None or pd.isna(value) else f"{100 * value:.1f} %"
-
-
-def signed_text(value: float) -> str:
-    """A difference with its sign, to three digits."""
-    return f"{value:+.3f}".replace("-", "−")
-
-
-def _strip(figures: Mapping[str, float], low: float, high: float) -> dict[str, float]:
-    """Where dot and whisker stand on a scale, in percent of its width."""
-    span = max(high - low, 1e-9)
-    at = {name: round(100 * (figures[name] - low) / span, 2) for name in ("value", "low", "high")}
-    return {"dot": at["value"], "left": at["low"], "wide": round(at["high"] - at["low"], 2)}
-
-
-def _inline(picture: Picture) -> dict[str, str]:
-    """A picture as the template shows it; `data` is empty for one that is too large."""
-    place = f"pages/{picture.stage}/{picture.name}"
-    encoded = base64.b64encode(picture.data).decode()
-    return {
-        "place": f"reports/{place}",
+        "place": f"reports/pages/{picture.stage}/{picture.name}",
         "caption": caption_of(picture.stage, picture.name),
-        "data": f"data:image/png;base64,{encoded}" if encoded else "",
+        "data": png_uri(picture.data),
     }

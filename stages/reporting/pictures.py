@@ -37,15 +37,17 @@ DRAWINGS = (
         "detect_noise",
         "label_errors.png",
         "The least plausible labels: given → suggested, and what the models think of each",
-        lambda given, path: noise.label_issue_gallery(given.issues, given.base.images, given.rows, path),
+        lambda outputs, path: noise.label_issue_gallery(
+            outputs.issues, outputs.base.images, outputs.rows, path
+        ),
     ),
     Drawing(
         "detect_noise",
         "transition.png",
         "How labels were mixed up, as far as the suspects tell; grey is right",
-        lambda given, path: noise.transition_heat_map(
-            noise.transition_matrix(given.report("detect_noise/transition.csv"), given.base.classes),
-            given.base.classes,
+        lambda outputs, path: noise.transition_heat_map(
+            noise.transition_matrix(outputs.table("detect_noise/transition.csv"), outputs.base.classes),
+            outputs.base.classes,
             path,
         ),
     ),
@@ -53,31 +55,35 @@ DRAWINGS = (
         "detect_noise",
         "near_duplicates.png",
         "Near-duplicates: under two labels one of them is wrong, in two splits they leak",
-        lambda given, path: noise.near_duplicate_gallery(given.issues, given.base.images, given.rows, path),
+        lambda outputs, path: noise.near_duplicate_gallery(
+            outputs.issues, outputs.base.images, outputs.rows, path
+        ),
     ),
     Drawing(
         "detect_noise",
         "outliers.png",
         "Images that are unlike all others",
-        lambda given, path: noise.outlier_gallery(given.issues, given.base.images, given.rows, path),
+        lambda outputs, path: noise.outlier_gallery(outputs.issues, outputs.base.images, outputs.rows, path),
     ),
     Drawing(
         "detect_noise",
         "image_checks.png",
         "What the checks of single images found",
-        lambda given, path: noise.finding_gallery(given.issues, given.base.images, given.rows, path),
+        lambda outputs, path: noise.finding_gallery(outputs.issues, outputs.base.images, outputs.rows, path),
     ),
     Drawing(
         "curate",
         "class_balance.png",
         "Each class as given and as curated",
-        lambda given, path: curation.class_balance(given.report("curate/changes.csv"), path),
+        lambda outputs, path: curation.class_balance(outputs.table("curate/changes.csv"), path),
     ),
     Drawing(
         "curate",
         "changes.png",
         "What was changed in the training split",
-        lambda given, path: curation.change_gallery(given.ledger, given.base.images, given.rows, path),
+        lambda outputs, path: curation.change_gallery(
+            outputs.ledger, outputs.base.images, outputs.rows, path
+        ),
     ),
     Drawing(
         "augment",
@@ -131,10 +137,8 @@ def draw_all(stage: str, outputs: Outputs, folder: Path) -> None:
 
 def caption_of(stage: str, name: str) -> str:
     """Return the caption of a picture, or of the folder that it is in; empty for an unknown one."""
-    for drawing in DRAWINGS:
-        if drawing.stage == stage and drawing.name == name.split("/", maxsplit=1)[0]:
-            return drawing.caption
-    return ""
+    captions = {(drawing.stage, drawing.name): drawing.caption for drawing in DRAWINGS}
+    return captions.get((stage, name.split("/", maxsplit=1)[0]), "")
 
 
 def names_of(stage: str) -> list[str]:

@@ -13,6 +13,8 @@ from typing import Any
 
 import pandas as pd
 
+from stages.reporting.rendering import as_mapping
+
 STAGES = ("ingest", "detect_noise", "curate", "augment", "synthesize", "baseline", "train", "finetune")
 MODELS = {"baseline": "baseline", "train": "trained", "finetune": "fine-tuned"}
 
@@ -60,7 +62,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Results:
-    """The results of all stages, as the page and the table show them.
+    """The results of all stages, for the page and for the table in the terminal.
 
     Attributes
     ----------
@@ -69,7 +71,7 @@ class Results:
     tables : by name of the stage and file, of `TABLES`
     summaries : the `summary.json` of each stage
     quality : a row a class of `synthesize/quality.json`
-    synthesis : what the same file says besides, such as `method` and `gan`
+    synthesis : the rest of the same file, such as `method` and `gan`
     pictures : in the order of the pipeline, those of `evaluate` last; of `synthesize/progress` the last
     """
 
@@ -82,12 +84,12 @@ class Results:
     pictures: list[Picture] = field(default_factory=list)
 
     def table(self, name: str) -> pd.DataFrame:
-        """A table of `TABLES`; an empty one where it was not written."""
+        """Return a table of `TABLES`; an empty one where it was not written."""
         return self.tables.get(name, pd.DataFrame())
 
     @property
     def level(self) -> str:
-        """The confidence of the intervals, as `95 %`."""
+        """Return the confidence of the intervals, as `95 %`."""
         confidence = self.settings.get("confidence")
         return f"{100 * confidence:g} %" if isinstance(confidence, float) else "confidence"
 
@@ -98,38 +100,34 @@ def read_results(reports: Path, evaluate_pictures: Path | None = None) -> Result
     Parameters
     ----------
     reports : the folder of the stages' reports, with the pictures under `pages/`
-    evaluate_pictures : the folder of evaluate's own, where they are still being drawn
+    evaluate_pictures : the folder of the pictures of `evaluate`, where they are still being drawn
     """
     folders = {stage: reports / stage for stage in (*STAGES, "evaluate")}
     pages = {stage: reports / "pages" / stage for stage in folders}
     pages["evaluate"] = evaluate_pictures or pages["evaluate"]
-    tables = {}
-    for name in TABLES:
-        stage, file = name.split("/")
-        table = read_table(folders[stage] / file)
-        if table is not None:
-            tables[name] = table
-    pictures = [
-        picture
-        for stage, folder in pages.items()
-        for path in [*sorted(folder.glob("*.png")), *_last(folder / "progress")]
-        for picture in _picture(stage, path.relative_to(folder).as_posix(), path)
-    ]
-    quality = _mapping(folders["synthesize"] / "quality.json")
-    summaries = {stage: _mapping(folder / "summary.json") for stage, folder in folders.items()}
+    pictures = []
+    for stage, folder in pages.items():
+        # Of the generator's progress the latest step: all of them would be too much for a page.
+        steps = sorted((folder / "progress").glob("step_*.png"), key=lambda path: (len(path.name), path.name))
+        for path in [*sorted(folder.glob("*.png")), *steps[-1:]]:
+            pictures += _picture(stage, path.relative_to(folder).as_posix(), path)
+    tables = {name: table for name in TABLES if (table := _table(reports / name)) is not None}
+    quality = _content(folders["synthesize"] / "quality.json")
+    classes = as_mapping(quality.pop("classes", None))
+    summaries = {stage: _content(folder / "summary.json") for stage, folder in folders.items()}
     return Results(
-        metrics=_mapping(folders["evaluate"] / "metrics.json"),
+        metrics=_content(folders["evaluate"] / "metrics.json"),
         settings=summaries.pop("evaluate"),
         tables=tables,
         summaries={stage: summary for stage, summary in summaries.items() if summary},
-        quality=_quality(quality.get("classes")),
-        synthesis={name: value for name, value in quality.items() if name != "classes"},
+        quality=[{**row, "class": name} for name, row in classes.items() if isinstance(row, Mapping)],
+        synthesis=quality,
         pictures=pictures,
     )
 
 
 def fallbacks(results: Results) -> list[tuple[str, str]]:
-    """Classes for which synthesis fell back to another method, each with the reason, in words."""
+    """Return the classes for which synthesis fell back to another method, each with the reason in words."""
     return [
         (str(row["class"]), str(row.get("reason") or row.get("decision")))
         for row in results.quality
@@ -138,7 +136,7 @@ def fallbacks(results: Results) -> list[tuple[str, str]]:
 
 
 def verdict(metric: str, gain: Mapping[str, float]) -> str:
-    """`better`, `worse`, or `not shown to help` where the interval of a difference includes zero."""
+    """Return `better`, `worse`, or `not shown to help` where the interval of a difference includes zero."""
     low, high = gain["low"], gain["high"]
     if metric in LOWER_IS_BETTER:
         low, high = -high, -low
@@ -147,43 +145,35 @@ def verdict(metric: str, gain: Mapping[str, float]) -> str:
     return "worse" if high < 0 else "not shown to help"
 
 
-def _quality(classes: Any) -> list[dict[str, Any]]:
-    """Rows with their `class`, of the mapping from class names to rows."""
-    if not isinstance(classes, dict):
-        return []
-    return [{**row, "class": name} for name, row in classes.items() if isinstance(row, dict)]
+def read_csv(path: Path) -> pd.DataFrame:
+    """Read a table with class names as text, also where they are 0 to 9 or `NA`.
 
-
-def _last(folder: Path) -> list[Path]:
-    """The picture of the latest step: all of them would be too much for a page."""
-    return sorted(folder.glob("step_*.png"), key=lambda path: (len(path.name), path.name))[-1:]
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    content = _json(path)
-    return content if isinstance(content, dict) else {}
-
-
-def read_table(path: Path) -> pd.DataFrame | None:
-    """Read a table, class names as text also where they are 0 to 9 or `NA`; None where there is none."""
-    try:
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError):
-        return None
+    Raises
+    ------
+    OSError, ValueError
+        Where it is not there, or is no table.
+    """
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
     for name in table.columns.difference(_TEXT):
         numbers = pd.to_numeric(table[name].replace("", "nan"), errors="coerce")
         if numbers.notna().any() or (table[name] == "").all():
             table[name] = numbers
     return table
+
+
+def _table(path: Path) -> pd.DataFrame | None:
+    try:
+        return pd.read_parquet(path) if path.suffix == ".parquet" else read_csv(path)
+    except (OSError, ValueError):
+        return None
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """Return the mapping that a JSON file holds; an empty one where there is none."""
+    try:
+        return dict(as_mapping(json.loads(path.read_text("utf-8"))))
+    except (OSError, ValueError):
+        return {}
 
 
 def _picture(stage: str, name: str, path: Path) -> list[Picture]:

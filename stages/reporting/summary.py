@@ -1,4 +1,4 @@
-"""The table at the end of `make demo`: `python -m stages.reporting.summary`."""
+"""Print the table at the end of `make demo`: `python -m stages.reporting.summary`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from stages.reporting.page import done_by_kind, found_by_split, kept_for_review,
 from stages.reporting.reports import HEADLINE, METRICS, MODELS, Results, fallbacks, read_results, verdict
 from stages.reporting.synthesis import synthesis_lines
 
-WIDTH = 100
-_MOST_CLASSES = 20
+WIDTH = 100  # columns
+_MAX_CLASSES = 20
 _NEXT = (
     ("make ui", "every run in MLflow and Prefect"),
     ("make flow", "the same pipeline through Prefect; all of it is cached now"),
@@ -23,6 +23,7 @@ _NEXT = (
     ("make review", "go through the suspected labels by hand"),
     ("dvc metrics diff", "these figures against the last commit's"),
 )
+_WIDEST = max(len(command) for command, _ in _NEXT)
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
 
 
 def summarise(results: Results) -> str:
-    """The whole summary: plain text, at most `WIDTH` columns.
+    """Return the whole summary: plain text, at most `WIDTH` columns.
 
     Raises
     ------
@@ -51,18 +52,18 @@ def summarise(results: Results) -> str:
     parts = [
         score_table(results),
         noise_lines(results),
-        found_table(results),
-        done_table(results),
+        issue_table(results),
+        curation_table(results),
         treatment_table(results),
-        made_text(results),
+        synthesis_text(results),
         unlabeled_line(results),
-        next_lines(),
+        "\n".join(["Look further", *(f"  {command:<{_WIDEST}}  {what}" for command, what in _NEXT)]),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
 def score_table(results: Results) -> str:
-    """Models × headline metrics with intervals, then the gains over the baseline."""
+    """Tabulate models by headline metrics with intervals, then the gains over the baseline."""
     header = ["", *(METRICS[metric] for metric in HEADLINE)]
     rows = []
     for name, title in MODELS.items():
@@ -80,7 +81,7 @@ def score_table(results: Results) -> str:
 
 
 def noise_lines(results: Results) -> str:
-    """Precision, recall and F1 of the noise detector, where labels were planted."""
+    """Return precision, recall and F1 of the noise detector, where wrong labels were planted."""
     noise = results.metrics.get("noise")
     if not noise:
         return "Noise detector: nothing was planted, so it cannot be scored here"
@@ -92,8 +93,8 @@ def noise_lines(results: Results) -> str:
     )
 
 
-def found_table(results: Results) -> str:
-    """Issues by kind and split, without kinds of which there are none, and the checks that were off."""
+def issue_table(results: Results) -> str:
+    """Tabulate the issues by kind and split, and name the checks that were off."""
     summary = results.summaries.get("detect_noise", {})
     table = found_by_split(summary)
     if table.empty:
@@ -101,15 +102,15 @@ def found_table(results: Results) -> str:
     counts = table.drop(columns="kind")
     table = table[counts.fillna(0).sum(axis=1) > 0]
     lines = ["Found, by split", _table([["", *counts], *_cells(table)])]
-    off = [name for name, _ in switched_off(summary)]
-    if off:
-        lines.append(shorten(f"  not looked for: {', '.join(off)}", WIDTH))
+    names = [name for name, _ in switched_off(summary)]
+    if names:
+        lines.append(shorten(f"  not looked for: {', '.join(names)}", WIDTH))
     order = order_line(summary)
     return "\n".join([*lines, *textwrap.wrap(order, WIDTH, initial_indent="  ", subsequent_indent="  ")])
 
 
-def done_table(results: Results) -> str:
-    """What curation did to the training split by what decided, and what it left for review."""
+def curation_table(results: Results) -> str:
+    """Tabulate what curation did to the training split by what decided, and what it left for review."""
     summary = results.summaries.get("curate", {})
     table = done_by_kind(summary)
     lines = []
@@ -118,22 +119,22 @@ def done_table(results: Results) -> str:
             "Done to the training split, by what decided",
             _table([["", *table.columns[1:]], *_cells(table)]),
         ]
-    lines += [f"  left for review: {count} {why}" for why, count in kept_for_review(summary)]
+    lines += [f"  left for review: {count} {reason}" for reason, count in kept_for_review(summary)]
     return "\n".join(lines)
 
 
 def treatment_table(results: Results) -> str:
-    """What was dropped, relabelled, augmented and synthesised by class, and every fallback."""
+    """Tabulate what was dropped, relabelled, augmented and synthesised by class, and every fallback."""
     table = results.table("evaluate/treatments.csv")
     if table.empty:
         return ""
     columns = ["given", "dropped", "relabelled", "gained", "real", "augmented", "synthesised"]
-    shown = table.head(_MOST_CLASSES)
+    shown = table.head(_MAX_CLASSES)
     rows = [
         [
             shorten(str(row["class"]), 20),
             *(str(row[name]) for name in columns),
-            _method(row["synthesised_by"]),
+            _methods(row["synthesised_by"]),
         ]
         for row in shown.to_dict("records")
     ]
@@ -142,54 +143,53 @@ def treatment_table(results: Results) -> str:
     if len(table) > len(shown):
         more = len(table) - len(shown)
         lines.append(f"  {more} more classes in reports/evaluate/treatments.csv")
-    fell = fallbacks(results)
-    if fell:
-        lines.append(f"Synthesis fell back for {len(fell)} of {len(table)} classes:")
-        lines += [shorten(f"  {shorten(name, 20)}: {reason}", WIDTH) for name, reason in fell[:_MOST_CLASSES]]
-    if len(fell) > _MOST_CLASSES:
-        lines.append(f"  {len(fell) - _MOST_CLASSES} more in reports/synthesize/quality.json")
+    reasons = fallbacks(results)
+    if reasons:
+        lines.append(f"Synthesis fell back for {len(reasons)} of {len(table)} classes:")
+        lines += [
+            shorten(f"  {shorten(name, 20)}: {reason}", WIDTH) for name, reason in reasons[:_MAX_CLASSES]
+        ]
+    if len(reasons) > _MAX_CLASSES:
+        lines.append(f"  {len(reasons) - _MAX_CLASSES} more in reports/synthesize/quality.json")
     return "\n".join(lines)
 
 
-def made_text(results: Results) -> str:
-    """Whether labels survived augmentation, what the gate let pass, and how near it is to real images."""
+def synthesis_text(results: Results) -> str:
+    """Sum up whether labels survived augmentation, and how the generated images did at the gate."""
     lines = synthesis_lines(results.table("augment/survival.csv"), results.quality, results.synthesis)
     wrapped = [textwrap.wrap(shorten(line, 3 * WIDTH), WIDTH, subsequent_indent="  ") for line in lines]
     return "\n".join(line for lines in wrapped for line in lines)
 
 
 def unlabeled_line(results: Results) -> str:
-    """How many samples have no label, and how many reviewers gave one; nothing where there are none."""
+    """Count the samples without a label and those that reviewers gave one; empty where there are none."""
     samples = results.metrics.get("samples", {})
-    left, labelled = samples.get("unlabeled", 0), samples.get("labelled", 0)
-    if not left + labelled:
+    unlabeled, labelled = samples.get("unlabeled", 0), samples.get("labelled", 0)
+    if not unlabeled + labelled:
         return ""
-    return f"Unlabelled: {left} images are not trained on; reviewers gave {labelled} a label (make review)"
-
-
-def next_lines() -> str:
-    """The commands to look further."""
-    wide = max(len(command) for command, _ in _NEXT)
-    return "\n".join(["Look further", *(f"  {command:<{wide}}  {what}" for command, what in _NEXT)])
+    return (
+        f"Unlabelled: {unlabeled} images are not trained on; reviewers gave {labelled} a label (make review)"
+    )
 
 
 def _figure(figures: dict[str, float], *, signed: bool = False) -> str:
-    """`0.912 [0.880, 0.940]`, or with the sign of a difference."""
+    """Write a score as `0.912 [0.880, 0.940]`, or with the sign of a difference."""
     sign = "+" if signed else ""
     return f"{figures['value']:{sign}.3f} [{figures['low']:{sign}.3f}, {figures['high']:{sign}.3f}]"
 
 
-def _method(said: object) -> str:
-    """`gan+random` of `gan 40, random 3`: the column before says how many there are in all."""
-    return shorten("+".join(part.split(" ")[0] for part in str(said).split(", ")), 12)
+def _methods(counts: object) -> str:
+    """Turn `gan 40, random 3` into `gan+random`: the column before says how many there are in all."""
+    return shorten("+".join(count.split(" ")[0] for count in str(counts).split(", ")), 12)
 
 
 def _cells(table: pd.DataFrame) -> list[list[str]]:
+    """Turn a table into rows of text, empty for null."""
     return [["" if pd.isna(value) else str(value) for value in row] for row in table.itertuples(index=False)]
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned, the first to the left and the others to the right, a rule under the header."""
+    """Align columns, the first to the left and the others to the right, with a rule under the header."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import re
 from html.parser import HTMLParser
 
@@ -12,9 +11,10 @@ from PIL import Image
 
 from stages import errors
 from stages.dataset.ids import hex_ids
-from stages.reporting import card_sections
 from stages.reporting.card import choose_examples, render, write_card
 from stages.reporting.card_sections import REASONS, Card
+from stages.reporting.figures import thumbnail
+from stages.reporting.rendering import png_uri
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 VOID = {"meta", "img", "br"}
@@ -116,7 +116,7 @@ def card():
             ],
         ),
         examples=table("sample_id split label", zip(IDS, SAMPLES, labels, strict=True)),
-        picture=picture,
+        read_images=picture,
         image_size=16,
         resize="crop",
         color="grey",
@@ -237,7 +237,8 @@ def test_leaves_out_pictures_that_are_not_in_the_base(card):
         return picture(sample_ids)
 
     shown = [
-        attributes["alt"] for attributes in Page(render(dataclasses.replace(card, picture=without))).pictures
+        attributes["alt"]
+        for attributes in Page(render(dataclasses.replace(card, read_images=without))).pictures
     ]
     assert not any(IDS[3] in alt for alt in shown)
     assert any(IDS[4] in alt for alt in shown)
@@ -334,12 +335,12 @@ def test_every_reason_is_explained():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_small_thumbnail_keeps_its_pixels_and_a_large_one_is_reduced(channels):
-    def pixels(png):
-        return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    def pixels(picture):
+        return np.asarray(picture.convert("RGB"))
 
     image = np.random.default_rng(0).integers(0, 255, (9, 9, channels)).astype(np.uint8)
-    assert (pixels(card_sections.thumbnail_png(image, 9)) == np.broadcast_to(image, (9, 9, 3))).all()
-    assert pixels(card_sections.thumbnail_png(np.repeat(image, 20, axis=0), 60)).shape == (60, 3, 3)
+    assert (pixels(thumbnail(image, 9, enlarge=False)) == np.broadcast_to(image, (9, 9, 3))).all()
+    assert pixels(thumbnail(np.repeat(image, 20, axis=0), 60, enlarge=False)).shape == (60, 3, 3)
 
 
 # --- choosing ----------------------------------------------------------------------------------
@@ -386,8 +387,8 @@ def test_small_classes_are_shown_whole_and_empty_ones_not_at_all():
 
 def test_pictures_are_asked_for_once_in_a_batch(card):
     asked = []
-    counted = dataclasses.replace(card, picture=lambda ids: asked.append(list(ids)) or picture(ids))
+    counted = dataclasses.replace(card, read_images=lambda ids: asked.append(list(ids)) or picture(ids))
     assert list(counted.images([IDS[0], IDS[1], IDS[0]])) == [IDS[0], IDS[1]]
     assert asked == [[IDS[0], IDS[1]]]
     assert counted.images([]) == {}
-    assert card_sections.inline(b"x") == "data:image/png;base64,eA=="
+    assert png_uri(b"x") == "data:image/png;base64,eA=="

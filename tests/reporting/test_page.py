@@ -9,10 +9,8 @@ import pytest
 from gate_record import judged, write_quality
 
 from stages.reporting.page import (
-    cell_text,
     counts_by_split,
     done_by_kind,
-    flatten,
     found_by_split,
     headline,
     kept_for_review,
@@ -21,6 +19,7 @@ from stages.reporting.page import (
     render_page,
     switched_off,
 )
+from stages.reporting.rendering import cell_text, flat_rows
 from stages.reporting.reports import Results, read_results
 
 SPLITS = {
@@ -332,6 +331,10 @@ def test_same_story_same_bytes(reports):
 
 def test_small_pieces():
     assert headline(Results({}))[1] == "none"
-    assert flatten({"a": {"b": 1, "c": [1, 2.5]}, "d": None}) == [("a.b", "1"), ("a.c", "1, 2.5"), ("d", "")]
-    assert flatten({"a": [{"b": 1}, {"b": [2]}]}) == [("a.1.b", "1"), ("a.2.b", "2")]
+    assert flat_rows({"a": {"b": 1, "c": [1, 2.5]}, "d": None}) == [
+        ("a.b", "1"),
+        ("a.c", "1, 2.5"),
+        ("d", ""),
+    ]
+    assert flat_rows({"a": [{"b": 1}, {"b": [2]}]}) == [("a.1.b", "1"), ("a.2.b", "2")]
     assert (cell_text(0.123456), cell_text(float("nan")), cell_text(3)) == ("0.1235", "", "3")

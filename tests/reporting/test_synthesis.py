@@ -8,8 +8,8 @@ from stages.reporting.synthesis import (
     gan_notes,
     gate_table,
     nearness,
+    not_needed_line,
     requested_table,
-    rest_line,
     snapshot_table,
     survival_rows,
     synthesis_lines,
@@ -61,10 +61,16 @@ def test_measures_stand_in_the_same_order_for_all_and_keep_those_unknown_here():
     table = gate_table(quality)
     assert table["measures"] == [("agreement", "recognised"), ("kid", "KID"), ("new", "new")]
     first, second = table["rows"]
-    assert first["cells"]["kid"] == {"value": 0.4, "real": None, "limit": 0.5, "sign": "≤", "passed": False}
-    assert first["cells"]["new"]["sign"] == "limit"
-    assert second["cells"]["agreement"]["sign"] == "≥"
-    assert second["cells"]["agreement"]["passed"]
+    assert first["measures"]["kid"] == {
+        "value": 0.4,
+        "real": None,
+        "limit": 0.5,
+        "sign": "≤",
+        "passed": False,
+    }
+    assert first["measures"]["new"]["sign"] == "limit"
+    assert second["measures"]["agreement"]["sign"] == "≥"
+    assert second["measures"]["agreement"]["passed"]
 
 
 def test_what_was_refused_is_in_words_the_most_frequent_first():
@@ -78,8 +84,8 @@ def test_classes_that_needed_nothing_are_only_counted():
     table = requested_table(quality)
     assert table["class"].tolist() == ["c", "b"]
     assert table["reason"].tolist() == ["too few", ""]
-    assert rest_line(quality) == "Of 3 classes 1 needed none"
-    assert rest_line(quality[1:]) == ""
+    assert not_needed_line(quality) == "Of 3 classes 1 needed none"
+    assert not_needed_line(quality[1:]) == ""
     assert requested_table([]).empty
 
 
@@ -132,7 +138,7 @@ def test_nearness_is_that_of_the_nearest_image_of_all_classes():
         row("d", "fallback", method="smote"),
     ]
     near = nearness(quality)
-    assert (near.least, near.real, near.name) == (0.4, None, "b")
+    assert (near.distance, near.real, near.name) == (0.4, None, "b")
     assert near.images == 10
     assert near.copied == {"random": 5, "smote": 5}
     assert nearness(quality[2:]) is None
