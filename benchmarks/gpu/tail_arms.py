@@ -12,12 +12,12 @@ from benchmarks.measuring import ROOT
 from benchmarks.remedies_data import view_of
 from stages.dataset.base import View
 from stages.errors import WinnowError
+from stages.learning.recipe import Recipe
 from stages.workflow.params import PARAMS_FILE, load_params
 
 if TYPE_CHECKING:
     from stages.learning.adapting import Phase
     from stages.learning.models import Classifier
-    from stages.learning.recipe import Recipe
 
 BASELINE = "cross_entropy"
 _DEVELOPMENT = 100  # images a class of the training set, that settings are chosen by

@@ -30,7 +30,6 @@ import re
 from typing import Literal
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -120,6 +119,8 @@ def decode_plain_jpeg(encoded: bytes) -> NDArray[np.uint8] | None:
     -------
     uint8 array, H×W×1 or H×W×3 as RGB; None for whatever is anything else.
     """
+    import simplejpeg  # here: the names of source formats are read without any decoder
+
     channels = _plain_channels(encoded)
     if not channels:
         return None
