@@ -50,7 +50,7 @@ CASES = {
     "odd_batch": Case({"batch_size": 31, "learning_rate": 3e-4}, exact=False),
     "plain": Case({"optimiser": "adamw", "learning_rate": 0.005, "cutout": 4}),
     "co_teaching": Case({"loss": "co_teaching", "learning_rate": 3e-4}, exact=False),
-    "early_learning": Case({"loss": "early_learning", "cutmix": 1.0, "average": 0.9}),
+    "early_learning": Case({"loss": "early_learning", "cutmix": 1.0, "average_weights": 0.9}),
     "coral": Case({"coral": 1.0, "mixup": 0.0, "batch_size": 33}, unlabeled=True),
     "airbench94": Case(
         {"lookahead": 2, "norm_bias_factor": 4.0, "alternate_flips": True, "epochs": 4}, network="airbench94"

@@ -104,8 +104,8 @@ def assert_built(shell: Shell, output: str, ids: set[str]) -> None:
     """The pipeline has run to its end, on these images."""
     assert {"ingest", "detect_noise", "train", "finetune", "evaluate"} <= set(ran(output))
     assert not {"digits", "mnist"} & set(ran(output))
-    assert (shell.clone / "reports/ingest/data_card.html").is_file()
-    assert (shell.clone / "reports/evaluate/index.html").is_file()
+    assert (shell.clone / "reports/pages/ingest/data_card.html").is_file()
+    assert (shell.clone / "reports/pages/evaluate/index.html").is_file()
     samples = shell.samples()
     assert set(samples.index) == ids
     assert set(samples["split"]) == {"train", "val", "test"}

@@ -239,9 +239,9 @@ def lost_after(monkeypatch):
     """Makes the GAN's weights no numbers after so many steps."""
     import torch
 
-    from stages.synthesis.gan_trainer import Trainer
+    from stages.synthesis.gan_trainer import GANTrainer
 
-    step = Trainer.step
+    step = GANTrainer.step
 
     def lost(at):
         def failing(self, *data):
@@ -250,7 +250,7 @@ def lost_after(monkeypatch):
                 with torch.no_grad():
                     next(self.generator.parameters()).fill_(float("nan"))
 
-        monkeypatch.setattr(Trainer, "step", failing)
+        monkeypatch.setattr(GANTrainer, "step", failing)
 
     return lost
 

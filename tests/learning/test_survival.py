@@ -10,7 +10,7 @@ from killed_training import EPOCHS, STEPS, trained
 
 # Between them they have all that a step leaves behind: memory of samples, averages, flips, two networks.
 CHOICES = {
-    "early_learning": {"loss": "early_learning", "average": 0.9, "mixup": 0.3, "precision": "bf16",
+    "early_learning": {"loss": "early_learning", "average_weights": 0.9, "mixup": 0.3, "precision": "bf16",
                        "sampling": "balanced", "alternate_flips": True, "lookahead": 2},
     "co_teaching": {"loss": "co_teaching", "coral": 0.1, "cutmix": 1.0, "optimiser": "muon",
                     "class_weighting": "balanced", "deferred": 0.5, "precision": "fp32",

@@ -311,7 +311,7 @@ def test_a_checkpoint_of_other_inputs_is_neither_used_nor_left(
     arguments = {
         "train": train,
         "others": train.images[:3],
-        "ensemble": members(),
+        "cv": members(),
         "seed": 0,
         "groups": groups_of(train),
     }
@@ -330,7 +330,7 @@ def test_a_checkpoint_of_other_inputs_is_neither_used_nor_left(
         case "group":
             arguments["groups"] = groups_of(train, [4, 5])
         case "choice":
-            arguments["ensemble"] = members(learning_rate=4e-3)
+            arguments["cv"] = members(learning_rate=4e-3)
         case "seed":
             arguments["seed"] = 1
         case "threads":
@@ -350,8 +350,8 @@ def test_other_code_makes_checkpoints_stale(noisy, tmp_path, trained, monkeypatc
     cross_validate(train, train.images[:0], members(folds=2), seed=0, keep_in=tmp_path)
     changed = tmp_path / "loop.py"
     changed.write_text("another loop")
-    original = folds._files
-    monkeypatch.setattr(folds, "_files", lambda pretrained: [*list(original(pretrained))[:-1], changed])
+    original = folds.resume.code_files
+    monkeypatch.setattr(folds.resume, "code_files", lambda names: [*original(names)[:-1], changed])
     trained[0] = 0
     cross_validate(train, train.images[:0], members(folds=2), seed=0, keep_in=tmp_path / "again")
     cross_validate(train, train.images[:0], members(folds=2), seed=0, keep_in=tmp_path)
