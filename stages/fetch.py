@@ -1,7 +1,7 @@
 """Fetch one set of the catalogue (`data/raw/dvc.yaml`) to `data/raw/<name>/`.
 
 `digits` comes with scikit-learn and is written as PNG files in class folders; the others come
-through torchvision and are written as one `.npz` (see `sources/arrays.py` for what is in it).
+through torchvision and are written as one `.npz` (see `ingestion/arrays.py` for what is in it).
 Nothing here reads params.yaml: a set is the same whatever is done with it.
 """
 

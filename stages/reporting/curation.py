@@ -74,7 +74,7 @@ def class_balance(changes: pd.DataFrame, path: Path) -> None:
     Parameters
     ----------
     changes : `class`, `given`, `keep`, `relabel`, `reweight`, `drop`, `curated`, a row a class, as
-        `noise.ledger.changes_by_class` makes them
+        `curation.ledger.changes_by_class` makes them
     path : the PNG to write
     """
     if changes.empty:

@@ -186,7 +186,7 @@ def test_refused_members_of_an_archive_are_passed_on(tmp_path: Path) -> None:
     assert refused(blocks) == {"../x.png": "outside_source"}
 
 
-# Without what an archive takes for a path on Windows: tests/sources/test_archives.py.
+# Without what an archive takes for a path on Windows: tests/ingestion/test_archives.py.
 PARTS = st.text(
     st.characters(blacklist_characters="/\0\\:", blacklist_categories=["Cs"]), min_size=1, max_size=4
 )
