@@ -10,6 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
 from stages.reporting import curation, evaluation, noise, oversampling
 from stages.reporting.outputs import Outputs
 
@@ -32,14 +36,19 @@ class Drawing:
     draw: Callable[[Outputs, Path], None]
 
 
+def _of_issues(
+    gallery: Callable[[pd.DataFrame, NDArray[np.uint8], NDArray[np.int64], Path], None],
+) -> Callable[[Outputs, Path], None]:
+    """Return a gallery of the table of issues as `Drawing` takes it."""
+    return lambda outputs, path: gallery(outputs.issues, outputs.base.images, outputs.rows, path)
+
+
 DRAWINGS = (
     Drawing(
         "detect_noise",
         "label_errors.png",
         "The least plausible labels: given → suggested, and what the models think of each",
-        lambda outputs, path: noise.label_issue_gallery(
-            outputs.issues, outputs.base.images, outputs.rows, path
-        ),
+        _of_issues(noise.label_issue_gallery),
     ),
     Drawing(
         "detect_noise",
@@ -55,21 +64,19 @@ DRAWINGS = (
         "detect_noise",
         "near_duplicates.png",
         "Near-duplicates: under two labels one of them is wrong, in two splits they leak",
-        lambda outputs, path: noise.near_duplicate_gallery(
-            outputs.issues, outputs.base.images, outputs.rows, path
-        ),
+        _of_issues(noise.near_duplicate_gallery),
     ),
     Drawing(
         "detect_noise",
         "outliers.png",
         "Images that are unlike all others",
-        lambda outputs, path: noise.outlier_gallery(outputs.issues, outputs.base.images, outputs.rows, path),
+        _of_issues(noise.outlier_gallery),
     ),
     Drawing(
         "detect_noise",
         "image_checks.png",
         "What the checks of single images found",
-        lambda outputs, path: noise.finding_gallery(outputs.issues, outputs.base.images, outputs.rows, path),
+        _of_issues(noise.finding_gallery),
     ),
     Drawing(
         "curate",
